@@ -1,0 +1,149 @@
+"""What a worker needs of whatever runs its attempts: start, adopt, observe, stop, logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one attempt; `None` means unlimited."""
+
+    cpu: float = 1.0
+    memory_bytes: int | None = None
+    pids: int = 4096
+    time_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStart:
+    """One attempt, ready to be started: the environment is built, the files are in place.
+
+    Attributes:
+        uid: The attempt's uid; starting the same uid again is harmless and gives the same process.
+        directory: The attempt's own directory; holds `entrypoint` when there is no `command`.
+        command: The program and its arguments, or `None` to call the pickled `entrypoint`.
+        environment: The whole environment of the process.
+        working_directory: Where the process starts.
+        import_path: Put first on `sys.path` of a callable, in this order.
+        python: Interpreter of a callable; `None` means the worker's own.
+    """
+
+    uid: str
+    directory: Path
+    command: tuple[str, ...] | None
+    environment: Mapping[str, str]
+    working_directory: Path
+    import_path: tuple[str, ...] = ()
+    python: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How the attempt's process ended, as its shim saw it; nothing of its tree is left.
+
+    Attributes:
+        exit_code: 0-255 of the process; `None` if a signal ended it or nothing ran.
+        signal: Number of the signal that ended it.
+        out_of_memory: The memory limit ended it.
+        timed_out: Its time limit ended it.
+        stop_requested: `Runtime.stop` was called before the process ended.
+        start_error: Why nothing ran (command missing, not executable, no such directory).
+        fluster_fault: Nothing ran and the user could not have prevented it.
+        peak_memory_bytes: Highest memory of the whole tree; 0 where unknown.
+        started_at, finished_at: Unix seconds.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    out_of_memory: bool
+    timed_out: bool
+    stop_requested: bool
+    start_error: str | None
+    fluster_fault: bool
+    peak_memory_bytes: int
+    started_at: float | None
+    finished_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The attempt's process exists.
+
+    Attributes:
+        pid: Of the attempt's first process.
+        started_at: Unix seconds.
+    """
+
+    pid: int
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nothing runs and there is no exit record: the machine restarted, or the shim was killed and its tree is gone."""
+
+
+Observation = Running | ExitRecord | Gone
+
+
+@dataclass(frozen=True, slots=True)
+class LogFiles:
+    """The attempt's two append-only files."""
+
+    stdout: Path
+    stderr: Path
+
+
+class Runtime(Protocol):
+    """Runs attempts as process trees. All methods are called on one event loop."""
+
+    @property
+    def name(self) -> str:
+        """`process` or `docker`."""
+        ...
+
+    @property
+    def enforcement(self) -> str:
+        """What holds memory and pid limits here: `v2`, `v1` or `none` (sampled)."""
+        ...
+
+    async def prepare(self) -> None:
+        """Gets warm: what the first `start` would otherwise wait for (zygote of the worker's interpreter)."""
+        ...
+
+    async def start(self, attempt: AttemptStart) -> Running | ExitRecord:
+        """Starts the attempt; returns once its process exists or could not be started."""
+        ...
+
+    async def adopt(self, uid: str, directory: Path) -> Observation:
+        """Finds an attempt started by an earlier worker; ends what is left of a tree whose shim is gone."""
+        ...
+
+    async def observe(self, uid: str) -> Observation:
+        """The present state of a started or adopted attempt."""
+        ...
+
+    async def wait(self, uid: str) -> ExitRecord | Gone:
+        """Returns within milliseconds of the attempt's end; any number of callers."""
+        ...
+
+    async def stop(self, uid: str, grace_s: float = 10.0) -> None:
+        """SIGTERM to the tree now, SIGKILL after `grace_s`; returns at once; repeating may only shorten the grace."""
+        ...
+
+    def logs(self, uid: str) -> LogFiles:
+        """Where the attempt's output goes."""
+        ...
+
+    async def forget(self, uid: str) -> None:
+        """Drops what is kept of an ended attempt (not its directory)."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of everything of the worker's own (zygotes, watchers); running attempts go on."""
+        ...
