@@ -1,0 +1,66 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else. `make help` lists the rest.
+PYTHON ?= python3
+# How many tests run at a time. Many of them start clusters of their own: more than the cores is slower.
+TEST_JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GENERATED := src/fluster/rpc/gen
+
+# Without bytecode every start of a daemon compiles what it imports, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+unexport PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip --quiet
+
+.PHONY: help env demo test check format generate lock clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)  ## make the environment in .venv
+
+demo: $(READY)  ## count the words of the standard library on a cluster of this machine
+	@$(BIN)/python examples/wordcount.py $(ARGS)
+
+test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docker or root is skipped where it is missing
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
+
+check: $(READY)  ## lint, format, types, import contracts, protos, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	@tools/check-generated $(BIN) $(GENERATED)
+	@tools/check-no-registry
+
+format: $(READY)  ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(READY)  ## src/fluster/rpc/gen from proto/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/buf generate
+
+lock: $(READY)  ## requirements.lock from pyproject.toml (add ARGS=--upgrade for newer versions)
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal \
+	  --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock $(ARGS)
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+
+# pip checks every file against the hash in the lock and compiles what it installs; hatchling builds the editable
+# install without a network. The mark is written last, so an environment that was cut off is completed next time.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Fluster needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) (once) ..." >&2
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make environments: install its venv module (Debian: python3-venv) and try again." >&2; exit 1; }
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q src
+	@touch $(READY)
