@@ -16,7 +16,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test check format generate lock clean
+.PHONY: help env demo test check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -30,14 +30,22 @@ demo: $(READY)  ## count the words of the standard library on a cluster of this 
 test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docker or root is skipped where it is missing
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
 
-check: $(READY)  ## lint, format, types, import contracts, protos, generated code
+check: lint types imports protos  ## everything but the tests (make -k check goes on after the first that fails)
+	@tools/check-no-registry
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+imports: $(READY)
 	$(BIN)/lint-imports --no-logo
+
+protos: $(READY)
 	$(BIN)/buf lint
 	@tools/check-generated $(BIN) $(GENERATED)
-	@tools/check-no-registry
 
 format: $(READY)  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .

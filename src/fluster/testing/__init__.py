@@ -1,0 +1,1 @@
+"""What tests of code that runs on Fluster can use: shipped, for users too."""

@@ -1,0 +1,61 @@
+"""What holds for every test: it leaves nothing behind, does not see its user's clusters, and says what it lacks."""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from fluster.testing.leaks import Footprint, end_processes
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+    if item.get_closest_marker("docker") and (reason := _why_no_docker()):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_session() -> Iterator[None]:
+    before = Footprint.now()
+    yield
+    _fail_on_growth(before, within_s=10.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_the_test() -> Iterator[None]:
+    # Fixtures of wider scope are set up before this one: what they started is in the footprint.
+    before = Footprint.now()
+    yield
+    _fail_on_growth(before, within_s=3.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cluster_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither variables nor a configuration file lead a test to a cluster that it did not start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FLUSTER_")]:
+            patch.delenv(name)
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+def _fail_on_growth(before: Footprint, *, within_s: float) -> None:
+    if leaks := before.growth(within_s=within_s):
+        end_processes(leaks)
+        pytest.fail("left behind:\n" + "\n".join(f"  {leak}" for leak in leaks), pytrace=False)
+
+
+@functools.cache
+def _why_no_docker() -> str:
+    """Why tests with containers cannot run here; empty when they can."""
+    if shutil.which("docker") is None:
+        return "needs Docker: there is no docker command"
+    try:
+        asked = subprocess.run(["docker", "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return "needs Docker: the engine did not answer in 10 s"
+    return "" if asked.returncode == 0 else "needs Docker: no engine answers"
