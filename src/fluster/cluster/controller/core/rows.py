@@ -75,6 +75,10 @@ class Resources:
             self.tpu_variant,
         )
 
+    def negated(self) -> Resources:
+        """To be given back: `have.minus(need.negated())` is what is there once it ends."""
+        return Resources(-self.cpu_milli, -self.memory_bytes, -self.disk_bytes, -self.gpu, -self.slots)
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -140,12 +144,13 @@ class SpecRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task. `attempt` is the number of its latest attempt; 0: none yet."""
+    """A task. `attempt` is the number of its latest attempt, 0: none yet; `not_before` ends the backoff."""
 
     job_id: JobId
     index: int
     state: TaskState = TaskState.PENDING
     attempt: int = 0
+    not_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
