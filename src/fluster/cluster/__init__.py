@@ -1,0 +1,1 @@
+"""The cluster layer: jobs, workers, endpoints. It knows nothing of actors."""

@@ -17,7 +17,7 @@ METADATA_ADDRESSES = frozenset({"169.254.169.254", "fd00:ec2::254", "fd20:ce::25
 """Addresses of the same of AWS, GCP, Azure (169.254.169.254, with their IPv6 forms), Alibaba and Oracle."""
 
 
-def check_endpoint_address(value: str) -> str:
+def check_endpoint_address(value: object) -> str:
     """An endpoint's "host:port" (an IPv6 host in brackets) that a peer could call.
 
     Raises:
@@ -25,11 +25,11 @@ def check_endpoint_address(value: str) -> str:
             machine (unspecified, link-local, multicast) or a cloud's metadata service.
     """
     parse_endpoint_address(value)
-    return value
+    return str(value)
 
 
-def parse_endpoint_address(value: str) -> tuple[str, int]:
-    """Host (an IPv6 one without brackets) and port of an endpoint's address; refuses what `check_endpoint_address` does."""
+def parse_endpoint_address(value: object) -> tuple[str, int]:
+    """Host (an IPv6 one without brackets) and port; refuses what `check_endpoint_address` does."""
     found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise refuse("an endpoint's address", "'host:port', without scheme, user or path", value)

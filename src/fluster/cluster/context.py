@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fluster.cluster.names import JobId, Namespace, WorkerId
+from fluster.cluster.ids import JobId, Namespace, WorkerId
 from fluster.cluster.validation import RESERVED_ENV_PREFIX, refuse
 from fluster.errors import NotInCluster
 
@@ -80,7 +80,7 @@ class TaskContext:
         missing = [name for name in _TASK_VARIABLES if not environ.get(name)]
         if missing:
             raise NotInCluster(
-                f"{JOB_ID} says this is a task, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set;"
+                f"{JOB_ID} says this is a task, but what else a task has is not set: {', '.join(missing)};"
                 f" start subprocesses with the task's environment, or unset {JOB_ID} to act as a client from outside",
                 missing=missing,
             )

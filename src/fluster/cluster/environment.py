@@ -60,7 +60,9 @@ class EnvironmentConfig:
         check_env_vars({**self.env_vars, **self.secrets}, "env_vars and secrets")
 
     def __repr__(self) -> str:
-        shown = {name: getattr(self, name) for name in ("workspace", "docker_image", "pip_packages", "extras", "python")}
+        shown = {
+            name: getattr(self, name) for name in ("workspace", "docker_image", "pip_packages", "extras", "python")
+        }
         shown["env_vars"] = {key: _veiled(key, value) for key, value in self.env_vars.items()}
         shown["secrets"] = dict.fromkeys(self.secrets, "***")
         return f"EnvironmentConfig({', '.join(f'{name}={value!r}' for name, value in shown.items() if value)})"

@@ -25,7 +25,7 @@ ANY_GPU = "auto"
 _BY_LOWER = {name.lower(): name for name in (ANY_GPU, *GPU_VARIANTS)}
 
 
-def check_gpu_variant(variant: str) -> str:
+def check_gpu_variant(variant: object) -> str:
     """The listed spelling of a known model, or "auto"; case does not matter.
 
     Raises:
@@ -54,7 +54,8 @@ def gpu_variant_of(product_name: str, memory_bytes: int | None = None) -> str:
     model = _longest_model(words)
     if model is None:
         return product_name
-    sizes = [int(name.removeprefix(f"{model}-").removesuffix("GB")) for name in GPU_VARIANTS if name.startswith(f"{model}-")]
+    sized = [name.removeprefix(f"{model}-") for name in GPU_VARIANTS if name.startswith(f"{model}-")]
+    sizes = [int(size.removesuffix("GB")) for size in sized]
     stated = [size for size in sizes if f"{size}GB" in words]
     if not stated and memory_bytes is not None:
         # Drivers report a little less than the nominal size; none of the sizes are nearer than a factor of two.

@@ -6,19 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fluster.cluster.names import (
-    Cause,
-    EndpointId,
-    JobId,
-    JobStatus,
-    Namespace,
-    TaskState,
-    VMId,
-    VMState,
-    WorkerId,
-    WorkerState,
-)
+from fluster.cluster.ids import EndpointId, JobId, Namespace, VMId, WorkerId
 from fluster.cluster.resources import ResourceConfig, WorkerResources
+from fluster.cluster.states import Cause, JobStatus, TaskState, VMStatus, WorkerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +110,12 @@ class VMInfo:
 
     vm_id: VMId
     address: str
-    status: VMState
+    status: VMStatus
     resources: ResourceConfig | None = None
     hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "status", VMState(self.status))
+        object.__setattr__(self, "status", VMStatus(self.status))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +133,7 @@ class WorkerInfo:
 
     worker_id: WorkerId
     address: str
-    status: WorkerState
+    status: WorkerStatus
     resources: WorkerResources
     free: WorkerResources
     last_seen_at: float | None

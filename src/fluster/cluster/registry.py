@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from fluster.cluster.addresses import check_endpoint_address
+from fluster.cluster.ids import EndpointId, JobId, Namespace
 from fluster.cluster.observed import Endpoint
-from fluster.cluster.names import EndpointId, JobId, Namespace
 from fluster.cluster.validation import check_metadata, check_name
 from fluster.errors import AlreadyExists
 

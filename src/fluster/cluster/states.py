@@ -58,3 +58,19 @@ class Priority(StrEnum):
     LOW = "low"
     NORMAL = "normal"
     HIGH = "high"
+
+
+class WorkerStatus(StrEnum):
+    """READY: holds a lease. LOST: its lease ran out. GONE: its machine is known to be gone."""
+
+    READY = "ready"
+    LOST = "lost"
+    GONE = "gone"
+
+
+class VMStatus(StrEnum):
+    """What a backend holds of an allocation."""
+
+    STARTING = "starting"
+    READY = "ready"
+    GONE = "gone"

@@ -46,8 +46,8 @@ def _named_by_chips(generation: str, chip_counts: Iterable[int]) -> list[TpuTopo
     """v5e and v6e: the number counts chips, eight a host. Up to eight make one VM; larger slices have VMs of four."""
     rows = []
     for chips in chip_counts:
-        chips_per_vm = chips if chips <= 8 else 4
-        rows.append(TpuTopologyInfo(f"{generation}-{chips}", chips, max(1, chips // 8), chips // chips_per_vm, chips_per_vm))
+        per_vm = chips if chips <= 8 else 4
+        rows.append(TpuTopologyInfo(f"{generation}-{chips}", chips, max(1, chips // 8), chips // per_vm, per_vm))
     return rows
 
 
@@ -63,7 +63,7 @@ _BY_NAME = {topology.name: topology for topology in TPU_TOPOLOGIES}
 _SHAPE = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
 
-def get_tpu_topology(variant: str) -> TpuTopologyInfo:
+def get_tpu_topology(variant: object) -> TpuTopologyInfo:
     """The slice shape of an accelerator type.
 
     Raises:
@@ -75,7 +75,7 @@ def get_tpu_topology(variant: str) -> TpuTopologyInfo:
     return found
 
 
-def check_tpu_shape(variant: str, shape: str) -> str:
+def check_tpu_shape(variant: object, shape: object) -> str:
     """A shape such as "4x4" that has as many chips as the accelerator type."""
     chips = get_tpu_topology(variant).chip_count
     if not isinstance(shape, str) or not _SHAPE.fullmatch(shape) or prod(map(int, shape.split("x"))) != chips:

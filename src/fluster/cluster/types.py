@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fluster.cluster.environment import EnvironmentConfig, create_environment
 from fluster.cluster.gpu import GPU_VARIANTS
-from fluster.cluster.names import (
-    Cause,
-    EndpointId,
-    JobId,
-    JobStatus,
-    Namespace,
-    Priority,
-    TaskState,
-    VMId,
-    VMState,
-    WorkerId,
-    WorkerState,
-    job_name_of,
-)
+from fluster.cluster.ids import EndpointId, JobId, Namespace, VMId, WorkerId
 from fluster.cluster.observed import (
     Endpoint,
     Event,
@@ -41,6 +30,7 @@ from fluster.cluster.resources import (
     TpuConfig,
     WorkerResources,
 )
+from fluster.cluster.states import Cause, JobStatus, Priority, TaskState, VMStatus, WorkerStatus
 from fluster.cluster.tpu import TPU_TOPOLOGIES, TpuTopologyInfo, get_tpu_topology
 from fluster.cluster.validation import (
     check_choice,
@@ -81,11 +71,11 @@ __all__ = [
     "TpuTopologyInfo",
     "VMId",
     "VMInfo",
-    "VMState",
+    "VMStatus",
     "WorkerId",
     "WorkerInfo",
     "WorkerResources",
-    "WorkerState",
+    "WorkerStatus",
     "create_environment",
     "get_tpu_topology",
     "job_name_of",
@@ -116,7 +106,8 @@ class Entrypoint:
             raise refuse("callable", "something that can be called", self.callable)
         object.__setattr__(self, "args", tuple(self.args))
         object.__setattr__(self, "kwargs", dict(self.kwargs))
-        object.__setattr__(self, "command", check_command(self.command) if self.callable is None else tuple(self.command))
+        command = check_command(self.command) if self.callable is None else tuple(self.command)
+        object.__setattr__(self, "command", command)
         if self.callable is not None and self.command:
             raise ValueError("an entrypoint is a callable or a command, not both")
         if self.callable is None and (self.args or self.kwargs):
@@ -216,3 +207,12 @@ class JobRequest:
     def num_tasks(self) -> int:
         """Tasks of the job: replicas, times the VMs of a slice."""
         return self.resources.num_tasks
+
+
+def job_name_of(fn: Callable[..., Any]) -> str:
+    """The name of a job that runs ``fn``: the function's own, characters that a job name cannot have dropped."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = str(getattr(fn, "__name__", None) or type(fn).__name__)
+    allowed = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._/-]", "", name))
+    return allowed.lstrip("._/-")[:128] or "job"

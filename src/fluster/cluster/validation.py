@@ -1,6 +1,6 @@
-"""The rules for every value a client can give, over plain values: constructors and the controller's door call the same.
+"""The rules for every value a client can give, over plain values: constructors and the controller call the same.
 
-Each `check_*` returns what it was given (tuples and dicts as copies) or raises a `ValueError` that names rule and value.
+Each `check_*` returns what it was given (tuples and dicts as copies) or raises a `ValueError` naming rule and value.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ MAX_TEXT = 4_096
 """Paths, package requirements, image names."""
 MAX_ID = 128
 RESERVED_ENV_PREFIX = "FLUSTER_"
+NAME_RULE = "1 to 128 of A-Z a-z 0-9 . _ / -, the first a letter or digit, without '..'"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _ID = re.compile(r"[ -~]{1,128}")
@@ -71,21 +72,21 @@ def refuse(what: str, rule: str, value: object) -> ValueError:
 # Names and ids.
 
 
-def check_name(value: str, what: str = "name") -> str:
+def check_name(value: object, what: str = "name") -> str:
     """A job's, namespace's or endpoint's name."""
     if not isinstance(value, str) or not _NAME.fullmatch(value) or ".." in value:
-        raise refuse(what, "1 to 128 of the characters A-Z a-z 0-9 . _ / -, the first a letter or digit, without '..'", value)
+        raise refuse(what, NAME_RULE, value)
     return value
 
 
-def check_id(value: str, what: str = "request_id") -> str:
+def check_id(value: object, what: str = "request_id") -> str:
     """An id made by somebody else: kept and compared, never interpreted."""
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise refuse(what, f"1 to {MAX_ID} printable ASCII characters", value)
     return value
 
 
-def check_port_names(values: Iterable[str], what: str = "ports") -> tuple[str, ...]:
+def check_port_names(values: object, what: str = "ports") -> tuple[str, ...]:
     """Names of ports; each becomes an environment variable, so case must not be the only difference."""
     names = check_strings(values, what, MAX_PORTS)
     for name in names:
@@ -96,7 +97,7 @@ def check_port_names(values: Iterable[str], what: str = "ports") -> tuple[str, .
     return names
 
 
-def check_places(values: Iterable[str], what: str) -> tuple[str, ...]:
+def check_places(values: object, what: str) -> tuple[str, ...]:
     """Regions or zones."""
     names = check_strings(values, what, MAX_PLACES)
     for name in names:
@@ -105,7 +106,7 @@ def check_places(values: Iterable[str], what: str) -> tuple[str, ...]:
     return names
 
 
-def check_choice(value: str, choices: Iterable[str], what: str) -> str:
+def check_choice(value: object, choices: Iterable[str], what: str) -> str:
     """One of a known set; the error names the nearest."""
     known = list(choices)
     if not isinstance(value, str) or value not in known:
@@ -134,11 +135,12 @@ def check_number(value: float, what: str, rule: str, *, low: float, high: float)
     return value
 
 
-def check_int(value: int, what: str, *, low: int, high: int) -> int:
+def check_int(value: object, what: str, *, low: int, high: int) -> int:
     """A whole number from low to high."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
         raise refuse(what, f"a whole number from {low} to {high}", value)
-    return int(value)
+    return number
 
 
 def check_cpu(value: float) -> float:
@@ -175,7 +177,7 @@ def check_retry(max_failures: int, max_preemptions: int, backoff_s: float, max_b
     check_seconds(max_backoff_s, "max_backoff_s", zero=True)
 
 
-def parse_bytes(value: str | int, what: str) -> int:
+def parse_bytes(value: object, what: str) -> int:
     """Bytes of ``2147483648``, ``"512MB"``, ``"1.5GiB"`` or ``"8g"``.
 
     KB MB GB TB are powers of 1000; KiB MiB GiB TiB and the single letters k m g t powers of 1024; case does not matter.
@@ -197,14 +199,14 @@ def parse_bytes(value: str | int, what: str) -> int:
 # Texts and environment.
 
 
-def check_text(value: str, what: str, *, limit: int = MAX_TEXT) -> str:
+def check_text(value: object, what: str, *, limit: int = MAX_TEXT) -> str:
     """A text that can become an argument, a path or a variable: UTF-8, no NUL."""
     if not isinstance(value, str) or not value or "\0" in value or _size(value) > limit:
         raise refuse(what, f"a text of 1 to {limit} bytes of UTF-8 without NUL", value)
     return value
 
 
-def check_strings(values: Iterable[str], what: str, limit: int) -> tuple[str, ...]:
+def check_strings(values: object, what: str, limit: int) -> tuple[str, ...]:
     """A sequence of texts; a bare string is refused, it would be taken letter by letter."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise refuse(what, "a sequence of texts", values)
@@ -216,7 +218,7 @@ def check_strings(values: Iterable[str], what: str, limit: int) -> tuple[str, ..
     return items
 
 
-def check_env_vars(values: Mapping[str, str], what: str = "env_vars") -> dict[str, str]:
+def check_env_vars(values: object, what: str = "env_vars") -> dict[str, str]:
     """Variables a user sets for a task."""
     if not isinstance(values, Mapping):
         raise refuse(what, "a mapping of names to texts", values)
@@ -230,7 +232,7 @@ def check_env_vars(values: Mapping[str, str], what: str = "env_vars") -> dict[st
     return dict(values)
 
 
-def _check_env_var(key: str, value: str, what: str) -> None:
+def _check_env_var(key: str, value: object, what: str) -> None:
     if not isinstance(key, str) or not key or "=" in key or "\0" in key or _size(key) > MAX_ENV_BYTES:
         raise refuse(f"a name in {what}", "a UTF-8 text without '=' and NUL", key)
     if key.startswith(RESERVED_ENV_PREFIX):
@@ -240,7 +242,7 @@ def _check_env_var(key: str, value: str, what: str) -> None:
         raise ValueError(f"{what}[{shown(key)}] must be a UTF-8 text of at most {MAX_ENV_BYTES} bytes without NUL")
 
 
-def check_command(argv: Iterable[str]) -> tuple[str, ...]:
+def check_command(argv: object) -> tuple[str, ...]:
     """A command line, program first."""
     if isinstance(argv, str | bytes) or not isinstance(argv, Iterable):
         raise refuse("a command", "a sequence of texts, program first", argv)
@@ -256,7 +258,7 @@ def check_command(argv: Iterable[str]) -> tuple[str, ...]:
     return items
 
 
-def check_pip_packages(values: Iterable[str]) -> tuple[str, ...]:
+def check_pip_packages(values: object) -> tuple[str, ...]:
     """Requirements for the installer; never its options."""
     packages = check_strings(values, "pip_packages", MAX_PACKAGES)
     for package in packages:
@@ -265,7 +267,7 @@ def check_pip_packages(values: Iterable[str]) -> tuple[str, ...]:
     return packages
 
 
-def check_extras(values: Iterable[str]) -> tuple[str, ...]:
+def check_extras(values: object) -> tuple[str, ...]:
     """Extras of the workspace's project."""
     extras = check_strings(values, "extras", MAX_PACKAGES)
     for extra in extras:
@@ -274,21 +276,21 @@ def check_extras(values: Iterable[str]) -> tuple[str, ...]:
     return extras
 
 
-def check_python(value: str) -> str:
+def check_python(value: object) -> str:
     """The interpreter asked for."""
     if not isinstance(value, str) or not ("/" in value or _PYTHON_VERSION.fullmatch(value)):
         raise refuse("python", "a version like '3.12' or the path of an interpreter", value)
     return check_text(value, "python")
 
 
-def check_docker_image(value: str) -> str:
+def check_docker_image(value: object) -> str:
     """An image reference."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][!-~]{0,511}", value):
         raise refuse("docker_image", "1 to 512 printable ASCII characters without spaces", value)
     return value
 
 
-def check_metadata(values: Mapping[str, str], what: str = "metadata") -> dict[str, str]:
+def check_metadata(values: object, what: str = "metadata") -> dict[str, str]:
     """What is told about an endpoint. How much of it is allowed is a quota, and the controller's matter."""
     if not isinstance(values, Mapping):
         raise refuse(what, "a mapping of texts to texts", values)
