@@ -1,0 +1,1 @@
+"""How the parts of a cluster talk: Connect over HTTP."""

@@ -1,0 +1,149 @@
+"""Where connections come in: uvicorn's HTTP/1.1 protocol with the bounds it lacks, on time, headers and strangers."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 60.0
+MAX_HEAD_BYTES = 64 * 1024
+MAX_STRANGERS = 512
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 33\r\nconnection: close\r\n\r\nthe request's head is over 64 KiB"
+)
+
+
+class _Phase(Enum):
+    HEAD = "head"  # waiting for a whole head
+    BODY = "body"  # waiting for a whole body
+    DONE = "done"  # nothing is owed: a request runs, or the connection is kept for the next
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection.
+
+    A head has to arrive within 10 s of the connection or of its own first byte, a body within 60 s. What is not body
+    (heads, chunk sizes, trailers) may be 64 KiB per request beyond what the body itself brings. Of the connections
+    that have not authenticated yet only the youngest 512 stay.
+    """
+
+    # Connections nothing has authenticated on, oldest first; each server has its own (`edge_protocol`).
+    strangers: dict[EdgeProtocol, None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False  # an access log would keep what people mistakenly put into URLs
+        self.app_state = {**self.app_state, "connection": self}
+        self._phase = _Phase.HEAD
+        self._armed: _Phase | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of this request's lines, as parsed
+        self._excess = 0  # received, and not body
+        self._too_large = False
+
+    def authenticated(self) -> None:
+        """Somebody known speaks here: this connection no longer counts as a stranger."""
+        self.strangers.pop(self, None)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock, and drop the oldest stranger when there are too many."""
+        super().connection_made(transport)
+        self.strangers[self] = None
+        if len(self.strangers) > MAX_STRANGERS:
+            oldest = next(iter(self.strangers))
+            del self.strangers[oldest]
+            oldest.transport.abort()
+        self._rearm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self.strangers.pop(self, None)
+        self._phase = _Phase.DONE
+        self._rearm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then see what is still owed."""
+        if self._phase is _Phase.DONE:
+            # Also for the line breaks that may precede a request, of which the parser says nothing.
+            self._phase = _Phase.HEAD
+        self._excess += len(data)
+        super().data_received(data)
+        if self._excess > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._too_large = True
+            self.send_400_response("")
+        if self.transport.is_closing():
+            self._phase = _Phase.DONE
+        self._rearm()
+
+    def on_message_begin(self) -> None:
+        """A request starts."""
+        self._phase = _Phase.HEAD
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer of a chunked body."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._phase = _Phase.BODY
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body; it may bring as much framing as it has bytes."""
+        self._excess = max(0, self._excess - 2 * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        self._phase = _Phase.DONE
+        self._armed = None  # what follows in the same packet is another request with a clock of its own
+        self._excess = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse and close."""
+        if self._too_large:
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._too_large = True
+            raise ValueError("head too large")  # makes the parser give up, which ends in send_400_response
+
+    def _rearm(self) -> None:
+        if self._phase is self._armed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = self._phase
+        if self._phase is not _Phase.DONE:
+            seconds = HEAD_TIMEOUT_S if self._phase is _Phase.HEAD else BODY_TIMEOUT_S
+            self._timer = self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self.transport.abort()
+
+
+def edge_protocol() -> type[EdgeProtocol]:
+    """The protocol of one server: its strangers are counted apart from other servers'."""
+    return type("EdgeProtocol", (EdgeProtocol,), {"strangers": {}})

@@ -1,0 +1,218 @@
+"""What a request passes before it reaches a service: host, origin, method, content type and token, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from fluster.rpc.errors import WireError, refusal
+
+if TYPE_CHECKING:
+    from fluster.rpc.edge import EdgeProtocol
+
+_log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Authenticate = Callable[[Mapping[str, str]], object | None]
+T = TypeVar("T")
+
+UNAUTHENTICATED = "a valid bearer token is needed: none came, or it is wrong or no longer valid"
+STOPPING = "the server is stopping"
+
+_CONTENT_TYPES = frozenset(
+    ("application/json", "application/proto", "application/connect+json", "application/connect+proto")
+)
+_STATUS = {"unauthenticated": 401, "not_permitted": 403, "unavailable": 503}
+
+
+class Application(Protocol):
+    """A connectrpc ASGI application."""
+
+    @property
+    def path(self) -> str:
+        """``/package.Service``."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any, /) -> Awaitable[None]:
+        """Serve one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    identity: object
+    gate: Gate
+
+
+_call: ContextVar[_Call] = ContextVar("fluster_rpc_call")
+
+
+def current_identity(kind: type[T]) -> T:
+    """Who asks, as `authenticate` said; for handlers only."""
+    identity = _call.get().identity
+    if not isinstance(identity, kind):
+        raise TypeError(f"the caller is a {type(identity).__name__}, not a {kind.__name__}")
+    return identity
+
+
+def stopping() -> bool:
+    """Whether the server that runs this handler is being stopped."""
+    call = _call.get(None)
+    return call is not None and call.gate.stopping
+
+
+def bearer(headers: Mapping[str, str]) -> str | None:
+    """The bearer token among headers with lower-case names."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+class Gate:
+    """An ASGI application in front of the services.
+
+    Args:
+        applications: Served by the path each of them names.
+        authenticate: Gets the headers (lower-case names), says who asks, or None.
+        hosts: Names and addresses besides the loopback ones that a Host header may name. A foreign one means that a
+            browser was led here by somebody's DNS.
+        any_address: Accept every IP address as Host: for servers bound to all addresses. A rebound DNS name is none.
+        refused: Told of each refusal: the error, the path, the client's address.
+    """
+
+    def __init__(
+        self,
+        applications: Sequence[Application],
+        authenticate: Authenticate,
+        *,
+        hosts: Iterable[str] = (),
+        any_address: bool = False,
+        refused: Callable[[WireError, str, str], None] | None = None,
+    ) -> None:
+        self.stopping = False
+        self._applications = {application.path: application for application in applications}
+        self._authenticate = authenticate
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._any_address = any_address
+        self._refused = refused
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        headers = _headers(scope["headers"])
+        error, status = self._check_edge(scope, headers)
+        if error is None and scope["path"] == "/healthz" and scope["method"] in ("GET", "HEAD"):
+            await _respond(send, 200, b"ok", b"text/plain; charset=utf-8")
+            return
+        identity: object | None = None
+        if error is None:
+            error, status = _check_request(scope, headers)
+        if error is None:
+            identity = None if _token_in_url(scope) else self._authenticate(headers)
+            if identity is None:
+                error, status = refusal("unauthenticated", UNAUTHENTICATED), 401
+        if error is not None:
+            await self._refuse(scope, send, error, status)
+            return
+        connection: EdgeProtocol | None = scope.get("state", {}).get("connection")
+        if connection is not None:
+            connection.authenticated()
+        await self._serve(scope, receive, send, identity)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse what comes, let what runs finish for `grace_s`, then end it as unavailable."""
+        self.stopping = True
+        if self._tasks and grace_s > 0:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, identity: object) -> None:
+        application = self._applications.get(scope["path"].rpartition("/")[0])
+        if application is None:
+            await _respond(send, 404, b"no such service", b"text/plain; charset=utf-8")
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        _call.set(_Call(identity, self))
+        try:
+            await application(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+        finally:
+            self._tasks.discard(task)
+
+    def _check_edge(self, scope: Scope, headers: Mapping[str, str]) -> tuple[WireError | None, int]:
+        if self.stopping:
+            return refusal("unavailable", STOPPING), 503
+        host = headers.get("host", "")
+        if not self._known(host):
+            return refusal("not_permitted", "the Host header names none of this server's names"), 421
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() != f"{scope['scheme']}://{host}".lower():
+            return refusal("not_permitted", "requests from other origins are refused"), 403
+        return None, 200
+
+    def _known(self, host_header: str) -> bool:
+        host = _host_of(host_header)
+        if host in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return self._any_address or address.is_loopback
+
+    async def _refuse(self, scope: Scope, send: Send, error: WireError, status: int) -> None:
+        client = scope.get("client")
+        where = f"{client[0]}:{client[1]}" if client else "unknown"
+        # The path only: a query may hold what must not be written down.
+        _log.info("refused %s from %s: %s", scope["path"][:200], where, error.reason)
+        if self._refused is not None:
+            self._refused(error, scope["path"], where)
+        await _respond(send, status, error.to_json(), b"application/json")
+
+
+def _check_request(scope: Scope, headers: Mapping[str, str]) -> tuple[WireError | None, int]:
+    if scope["method"] != "POST":
+        return refusal("invalid_argument", "RPCs are POST requests"), 405
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in _CONTENT_TYPES:
+        return refusal("invalid_argument", "the content type of an RPC is application/json or application/proto"), 415
+    return None, 200
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        # Two tokens or two hosts are nobody's: joined, they match nothing.
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
+def _host_of(host_header: str) -> str:
+    """Without the port and the brackets of an IPv6 address."""
+    host, colon, port = host_header.rpartition(":")
+    if not colon or not port.isdigit():
+        host = host_header
+    return host.removeprefix("[").removesuffix("]").lower()
+
+
+def _token_in_url(scope: Scope) -> bool:
+    query = scope.get("query_string", b"").lower()
+    return any(word in query for word in (b"token", b"authorization", b"bearer"))
+
+
+async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
