@@ -37,7 +37,6 @@ class Desired:
 
     attempt: AttemptRow
     stop: bool
-    world: World
 
 
 def desired(state: State, worker_id: WorkerId) -> list[Desired]:
@@ -46,20 +45,28 @@ def desired(state: State, worker_id: WorkerId) -> list[Desired]:
     for attempt in state.held.get(worker_id, {}).values():
         if not has_process(attempt):
             continue
-        job = state.jobs[attempt.job_id]
-        world = _world(state, job, attempt)
         stop = attempt.stop_cause is not None
-        # The members of a gang start once rank 0's worker has chosen the port they meet at.
-        if world.master_port or stop or attempt.observed or attempt.task == _head(job, attempt):
-            found.append(Desired(attempt, stop, world))
+        if stop or attempt.observed or _may_start(state, attempt):
+            found.append(Desired(attempt, stop))
     return found
+
+
+def _may_start(state: State, attempt: AttemptRow) -> bool:
+    """The members of a gang start once rank 0's worker has chosen the port they meet at."""
+    job = state.jobs[attempt.job_id]
+    if attempt.task == _head(job, attempt):
+        return True
+    head = state.current(attempt.job_id, _head(job, attempt))
+    return head is not None and head.master_port != 0
 
 
 def _head(job: JobRow, attempt: AttemptRow) -> int:
     return 0 if job.gang else attempt.task
 
 
-def _world(state: State, job: JobRow, attempt: AttemptRow) -> World:
+def world_of(state: State, attempt: AttemptRow) -> World:
+    """Where the attempt stands in its gang."""
+    job = state.jobs[attempt.job_id]
     if not job.gang or job.num_tasks == 1:
         return World(1, 0, 1, 0, "", attempt.master_port, _avoid(state, attempt))
     members = [m for m in (state.current(job.job_id, i) for i in range(job.num_tasks)) if m is not None]
