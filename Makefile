@@ -65,7 +65,7 @@ clean:  ## remove the environment and the caches
 # install without a network. The mark is written last, so an environment that was cut off is completed next time.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Fluster needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	  echo "Fluster needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing). Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Making the environment in $(VENV) (once) ..." >&2
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make environments: install its venv module (Debian: python3-venv) and try again." >&2; exit 1; }
 	@$(PIP) install --require-hashes -r requirements.lock
