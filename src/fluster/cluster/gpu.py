@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fluster.cluster.validation import nearest, shown
+from fluster.cluster.refusal import nearest, shown
 
 GPU_VARIANTS: tuple[str, ...] = (
     *("V100", "V100-16GB", "V100-32GB", "T4"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from fluster.cluster.validation import nearest, refuse, shown
+from fluster.cluster.refusal import nearest, refuse, shown
 
 
 @dataclass(frozen=True, slots=True)
