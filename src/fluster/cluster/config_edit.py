@@ -92,7 +92,7 @@ def _quoted(text: str) -> str:
 
 def _save(file: Path, text: str, wanted: dict[str, Any]) -> None:
     """Replaces the file in one step, if the edited text says exactly what is wanted."""
-    if _pruned(tomllib.loads(text)) != _pruned(wanted):
+    if not _says(text, wanted):
         raise ValueError(f"{file} is written in a form that cannot be edited without losing something; edit it by hand")
     if not text.strip():
         file.unlink(missing_ok=True)
@@ -109,6 +109,13 @@ def _save(file: Path, text: str, wanted: dict[str, Any]) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _says(text: str, wanted: dict[str, Any]) -> bool:
+    try:
+        return _pruned(tomllib.loads(text)) == _pruned(wanted)
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def _pruned(table: dict[str, Any]) -> dict[str, Any]:
