@@ -89,6 +89,12 @@ def test_an_endpoint_made_elsewhere_can_be_added_once(registry: EndpointRegistry
         registry.add(made)
 
 
+def test_what_was_removed_leaves_nothing_behind_in_any_index(registry: EndpointRegistry) -> None:
+    for number in range(100):
+        registry.unregister(registry.register("a", "h:1", JOB, NS, owner=f"attempt-{number % 7}").endpoint_id)
+    assert [index for index in vars(registry).values() if isinstance(index, dict) and index] == []
+
+
 def test_ids_made_by_default_differ() -> None:
     registry = EndpointRegistry()
     assert len({registry.register("a", "h:1", JOB, NS).endpoint_id for _ in range(100)}) == 100
