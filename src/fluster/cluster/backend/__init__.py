@@ -1,0 +1,1 @@
+"""Who provides machines: one protocol, and the backends that follow it."""

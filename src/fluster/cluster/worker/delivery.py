@@ -1,0 +1,80 @@
+"""Where logs, results and pickled callables go to and come from: a controller, or nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from fluster.cluster.worker.outcome import open_result
+from fluster.cluster.worker.runtime import LogFiles
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
+
+_BLOCK = 1 << 20
+
+
+class Delivery(Protocol):
+    """What attempts need of the world outside their worker. Waits out an absent controller."""
+
+    def follow_logs(self, uid: str, files: LogFiles, *, adopted: bool) -> None:
+        """Ships what the attempt prints from now on; `adopted`: an earlier daemon may have shipped some of it."""
+        ...
+
+    async def finish_logs(self, uid: str) -> None:
+        """Returns when everything the ended attempt printed has arrived."""
+        ...
+
+    async def store_result(self, path: Path) -> Payload:
+        """Sends a result that is too large to travel in a report.
+
+        Raises:
+            ResourceExhausted: There is no room for it.
+            BadOutcome: It is no regular file.
+        """
+        ...
+
+    async def fetch(self, sha256: str, path: Path) -> None:
+        """Writes the content with this hash to `path`.
+
+        Raises:
+            ValueError: What came has another hash, again and again.
+            FlusterError: The controller refuses to send it.
+        """
+        ...
+
+    def forget(self, uid: str) -> None:
+        """Nobody wants to hear of the attempt any more."""
+        ...
+
+
+class StaysHere:
+    """The delivery of a standalone worker: logs and results are read from the attempt's directory."""
+
+    def follow_logs(self, uid: str, files: LogFiles, *, adopted: bool) -> None:
+        """Nothing to do."""
+
+    async def finish_logs(self, uid: str) -> None:
+        """Nothing to do."""
+
+    async def store_result(self, path: Path) -> Payload:
+        """Names the result, whose bytes stay where they are."""
+        with open_result(path) as file:
+            return Payload(sha256=sha256_of(file))
+
+    async def fetch(self, sha256: str, path: Path) -> None:
+        """Refuses: there is nobody to fetch from."""
+        raise ValueError("a standalone worker takes a callable in place, not by its hash")
+
+    def forget(self, uid: str) -> None:
+        """Nothing to do."""
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex hash of a file from its beginning; the position is at the beginning again afterwards."""
+    digest = hashlib.sha256()
+    file.seek(0, os.SEEK_SET)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    file.seek(0, os.SEEK_SET)
+    return digest.hexdigest()

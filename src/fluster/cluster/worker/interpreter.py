@@ -1,0 +1,77 @@
+"""Which Python interpreter an attempt's callable runs under."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+
+_OWN_VERSION = "{}.{}.{}".format(*sys.version_info[:3])
+_ASK = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+_ASK_TIMEOUT_S = 30.0
+
+
+class NoInterpreter(ValueError):
+    """There is no such interpreter here, or it is none."""
+
+
+async def choose_interpreter(asked: str | None, default: str | None) -> tuple[str, str]:
+    """Path and full version of the interpreter.
+
+    Args:
+        asked: A version ("3.12"), a path, or `None`.
+        default: Of `--python`; `None` for the worker's own.
+
+    Raises:
+        NoInterpreter: What was asked for is not here; the message is for the user.
+    """
+    path = default or sys.executable
+    if asked is None:
+        return path, await _version(path)
+    if "/" in asked:
+        return asked, await _version(asked)
+    if _is_of(asked, version := await _version(path)):
+        return path, version
+    name = f"python{'.'.join(asked.split('.')[:2])}"
+    found = shutil.which(name)
+    if found is None:
+        raise NoInterpreter(f"Python {asked} was asked for, but this worker has no {name} on its PATH")
+    if not _is_of(asked, version := await _version(found)):
+        raise NoInterpreter(f"Python {asked} was asked for, but {found} is {version}")
+    return found, version
+
+
+def minor(version: str) -> str:
+    """`3.12` of `3.12.4`."""
+    return ".".join(version.split(".")[:2])
+
+
+def _is_of(asked: str, version: str) -> bool:
+    return f"{version}.".startswith(f"{asked.rstrip('.')}.")
+
+
+async def _version(path: str) -> str:
+    if path == sys.executable:
+        return _OWN_VERSION
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise NoInterpreter(f"the interpreter {path} was asked for: {error.strerror}") from error
+    return await asyncio.to_thread(_ask_version, path, status.st_mtime_ns)
+
+
+@cache
+def _ask_version(path: str, _changed: int) -> str:
+    try:
+        answer = subprocess.run(
+            [path, "-I", "-c", _ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, text=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoInterpreter(f"{path} does not run as a Python interpreter: {error}") from error
+    version = answer.stdout.strip()
+    if answer.returncode != 0 or not version.replace(".", "").isdigit():
+        raise NoInterpreter(f"{path} does not run as a Python interpreter")
+    return version
