@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, TypeVar
@@ -65,6 +66,7 @@ class ConnectClient:
         self._service = service
         self._retry_s = retry_s
         self._reached = known
+        self._ssl_context = ssl_context
         self._pool = ConnectionPool(self.address, ssl_context)
 
     def unary(
@@ -138,6 +140,12 @@ class ConnectClient:
             raise
         self._give_back(connection, reusable=reusable)
 
+    def clone(self) -> ConnectClient:
+        """Another client of the same server, with connections of its own that can be closed alone."""
+        twin = copy(self)
+        twin._pool = ConnectionPool(self.address, self._ssl_context)
+        return twin
+
     def close(self) -> None:
         """Close all connections; calls under way in other threads fail. Repeating it is harmless."""
         self._pool.close()
@@ -148,12 +156,14 @@ class ConnectClient:
         return self._pool.closed
 
     def _persist(self, retry_s: float | None, attempt: Callable[[], T]) -> T:
-        patience = _Patience(self._retry_s if retry_s is None else retry_s)
+        patience = Patience(self._retry_s if retry_s is None else retry_s)
         while True:
             try:
                 return attempt()
             except Unreachable as error:
-                patience.pause(error, self._reached)
+                if not self._reached:
+                    raise
+                patience.pause(error)
 
     def _exchange(self, method: str, body: bytes, timeout_s: float) -> bytes:
         connection, response = self._open(method, body, "application/proto", timeout_s + _GRACE_S, timeout_s)
@@ -240,19 +250,19 @@ class ConnectClient:
 
 
 @dataclass(slots=True)
-class _Patience:
-    """For how long, counted from the first failure, and how often a call is tried again."""
+class Patience:
+    """For how long, counted from the first failure, and how often something is tried again."""
 
     window_s: float
     _until: float | None = field(default=None, init=False)
     _pause_s: float = field(default=_FIRST_PAUSE_S, init=False)
 
-    def pause(self, error: Unreachable, reached: bool) -> None:
+    def pause(self, error: Unreachable) -> None:
         """Wait before the next try, or raise the error when there is none."""
         now = time.monotonic()
         if self._until is None:
             self._until = now + self.window_s
-        if not reached or now + self._pause_s > self._until:
+        if now + self._pause_s > self._until:
             raise error
         time.sleep(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,124 @@
+"""What travels as a pickle, on the client's side: entrypoints out, results and exceptions back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from fluster.cluster.culprit import describe_failure
+from fluster.cluster.surroundings import is_installed
+from fluster.errors import RemoteError
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import RemoteError as WireError
+
+# Which modules go by value is a process-wide setting of cloudpickle, so one thread at a time changes it. By process id:
+# a forked child must not wait for a lock that another thread of its parent held.
+_by_value_locks: dict[int, threading.Lock] = {}
+
+
+def dump_call(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, project_by_value: bool
+) -> bytes:
+    """The call as bytes that a job's process loads as ``(fn, args, kwargs)``.
+
+    Functions and classes of `__main__` and of notebooks always go by value.
+
+    Args:
+        fn: What to call.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        project_by_value: Also send modules of the user's own project by value: they are not installed elsewhere.
+
+    Raises:
+        TypeError: Something cannot be pickled; the message names it and the way to it.
+    """
+    with _project_modules_by_value() if project_by_value else nullcontext():
+        try:
+            pickled: bytes = cloudpickle.dumps((fn, tuple(args), dict(kwargs)))
+        except Exception as error:
+            raise TypeError(describe_failure(fn, args, kwargs, error)) from error
+        return pickled
+
+
+def load_outcome(data: bytes) -> Any:
+    """The value an entrypoint returned.
+
+    Raises:
+        Exception: What the entrypoint raised: of the same type, the remote traceback attached as a note.
+        RemoteError: That exception, or the value, cannot be rebuilt in this process.
+    """
+    kind = Outcome.from_binary(data).kind
+    if kind is None:
+        return None
+    if isinstance(kind.value, WireError):
+        raise _rebuild(kind.value)
+    try:
+        return pickle.loads(kind.value)
+    except Exception as error:
+        raise RemoteError(
+            f"the job's result cannot be rebuilt here: {type(error).__name__}: {error};"
+            " what it is made of must be importable in this process too",
+        ) from error
+
+
+def failed(data: bytes) -> bool:
+    """Whether an outcome is an exception."""
+    kind = Outcome.from_binary(data).kind
+    return kind is not None and kind.field == "error"
+
+
+def _rebuild(remote: WireError) -> Exception:
+    error = _loaded(remote.pickled)
+    if error is None:
+        text = f"{remote.type_name}: {remote.message}" if remote.message else remote.type_name
+        error = RemoteError(text, type_name=remote.type_name, remote_traceback=remote.traceback)
+    if remote.traceback:
+        error.add_note(f"Remote traceback:\n{remote.traceback.rstrip()}")
+    return error
+
+
+def _loaded(pickled: bytes) -> Exception | None:
+    """The exception itself. Not a KeyboardInterrupt or the like: raised here, it would mean this process."""
+    try:
+        error = pickle.loads(pickled) if pickled else None
+    except Exception:  # whatever its class does when it is rebuilt
+        return None
+    return error if isinstance(error, Exception) else None
+
+
+@contextmanager
+def _project_modules_by_value() -> Iterator[None]:
+    with _by_value_locks.setdefault(os.getpid(), threading.Lock()):
+        before = cloudpickle.list_registry_pickle_by_value()
+        chosen = [module for module in list(sys.modules.values()) if _of_project(module)]
+        chosen = [module for module in chosen if module.__name__ not in before]
+        registered: list[ModuleType] = []
+        try:
+            for module in chosen:
+                cloudpickle.register_pickle_by_value(module)
+                registered.append(module)
+            yield
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _of_project(module: object) -> bool:
+    """Whether a module is Python source of the user's own, installed nowhere."""
+    # Exactly modules: lazily loading stand-ins in sys.modules would load when asked for an attribute.
+    if type(module) is not ModuleType:
+        return False
+    name, path = module.__dict__.get("__name__"), module.__dict__.get("__file__")
+    if not isinstance(name, str) or not isinstance(path, str) or not path.endswith(".py"):
+        return False
+    if name == "__main__" or name.partition(".")[0] == "fluster" or sys.modules.get(name) is not module:
+        return False
+    return not is_installed(path)

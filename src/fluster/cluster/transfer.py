@@ -1,0 +1,76 @@
+"""Content between a client and the controller: in the message while it is small, else as a blob named by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from protobuf import Oneof
+
+from fluster.errors import RemoteFault, Unreachable
+from fluster.rpc.client import ConnectClient, Patience
+from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
+
+INLINE_BYTES = 64 * 1024
+CHUNK_BYTES = 2 * 1024 * 1024
+RETRY_S = 30.0
+"""How long calls that matter wait for a controller that restarts."""
+
+
+def send(rpc: ConnectClient, content: bytes, *, inline_bytes: int = INLINE_BYTES) -> Payload:
+    """What a message carries for this content; sends it ahead when it is more than `inline_bytes`."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if len(content) <= inline_bytes:
+        return Payload(content=Oneof[Literal["inline"], bytes]("inline", content), sha256=sha256)
+    _put(rpc, content, sha256)
+    return Payload(content=Oneof[Literal["blob"], str]("blob", sha256), sha256=sha256)
+
+
+def receive(rpc: ConnectClient, payload: Payload) -> bytes:
+    """The content of a payload.
+
+    Raises:
+        RemoteFault: What came does not have its hash.
+    """
+    match payload.content:
+        case Oneof(field="inline", value=bytes() as content):
+            pass
+        case Oneof(field="blob", value=str() as sha256):
+            content = _get(rpc, sha256)
+        case _:
+            raise RemoteFault("the controller's answer names neither content nor blob")
+    if hashlib.sha256(content).hexdigest() != payload.sha256:
+        raise RemoteFault(f"what came is not the content with the sha256 {payload.sha256}")
+    return content
+
+
+def _put(rpc: ConnectClient, content: bytes, sha256: str) -> None:
+    offset, total = 0, len(content)
+    while offset < total:
+        request = pb.PutBlobRequest(
+            sha256=sha256, offset=offset, chunk=content[offset : offset + CHUNK_BYTES], total_size=total
+        )
+        following = rpc.unary("PutBlob", request, pb.PutBlobResponse, retry_s=RETRY_S).next_offset
+        # The controller may lack what it had before it restarted, so offsets may fall once, to the start.
+        if following == offset or following > total or 0 < following < offset:
+            raise RemoteFault(f"the controller asks for byte {following} of a blob of {total} after byte {offset}")
+        offset = following
+
+
+def _get(rpc: ConnectClient, sha256: str) -> bytes:
+    received, total = bytearray(), -1
+    patience = Patience(RETRY_S)
+    while len(received) != total:
+        request = pb.GetBlobRequest(sha256=sha256, offset=len(received))
+        try:
+            for message in rpc.stream("GetBlob", request, pb.GetBlobResponse, idle_timeout_s=RETRY_S):
+                received += message.chunk
+                total = message.total_size
+                patience = Patience(RETRY_S)
+        except Unreachable as error:
+            patience.pause(error)
+            continue
+        if len(received) != total:
+            raise RemoteFault(f"the controller sent {len(received)} bytes of a blob of {total}")
+    return bytes(received)
