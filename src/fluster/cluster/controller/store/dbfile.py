@@ -15,7 +15,7 @@ from pathlib import Path
 import apsw
 
 from fluster.cluster.controller.store import sql
-from fluster.cluster.controller.store.errors import StoreBusy, StoreError, StoreFailed, StoreRefused
+from fluster.cluster.controller.store.errors import StoreBusy, StoreError, StoreFailed, StoreFull, StoreRefused
 
 CHECK_LIMIT_S = 1.0
 """How long the check for damage may take. It is done with some 300 MB then; what lies behind is checked when read."""
@@ -195,6 +195,8 @@ def _as_store_errors(path: Path) -> Iterator[None]:
         raise
     except apsw.BusyError as error:
         raise StoreBusy(f"another program holds {path} locked; close it and start again") from error
+    except apsw.FullError as error:
+        raise StoreFull(f"no space left to open {path}; free some and start again") from error
     except (apsw.Error, OSError) as error:
         raise StoreFailed(f"cannot open {path}: {error}; check the disk, its free space and the permissions") from error
 
