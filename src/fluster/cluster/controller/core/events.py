@@ -175,6 +175,11 @@ class GangPlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class MachinesForgotten:
+    """The cluster was shut down as a whole since these rows were written: none of its machines is there any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing happened but time: leases, time limits of waiting and of endpoints are looked at."""
 
@@ -192,5 +197,6 @@ Event = (
     | TokenCreated
     | TokenRevoked
     | GangPlaced
+    | MachinesForgotten
     | TimePassed
 )

@@ -7,14 +7,21 @@ workers stay chosen until their time was clearly misjudged: hopping after every 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
+from operator import attrgetter
 
-from fluster.cluster.controller.core.capacity import Slot, fits, times
+from fluster.cluster.controller.core.capacity import Slot, fits, slice_of, times
+from fluster.cluster.controller.core.reasons import slices_wanted, whole_slices
 from fluster.cluster.controller.core.rows import JobRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import JobId, WorkerId
 
 _MIN_PATIENCE_S = 30.0
+_NOW = -1.0
+"""Room that is there goes before room of a task placed this very moment."""
+_placed_at = attrgetter("placed_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,53 +40,66 @@ class Hold:
     until: float
 
 
-def choose(state: State, workers: list[Slot], job: JobRow, tasks: range, now: float) -> Hold | None:
+def choose(state: State, workers: Mapping[WorkerId, Slot], job: JobRow, tasks: range, now: float) -> Hold | None:
     """The workers to hold for this gang, or `None` when it could not run here even alone."""
     kept = state.hold
-    present = {slot.worker.worker_id for slot in workers}
     if (
         isinstance(kept, Hold)
         and (kept.job_id, kept.head) == (job.job_id, tasks[0])
         and now < kept.until
-        and present.issuperset(kept.places)
+        and all(worker_id in workers for worker_id in kept.places)
     ):
         return kept
-    guesses = _slice_guesses(state, workers, job, now) if job.slice_hosts else _guesses(state, workers, job, now)
-    chosen = sorted(guesses)[: len(tasks)]
+    if job.slice_hosts:
+        chosen = _soonest_slices(state, workers, job, len(tasks), now)
+    else:
+        guesses = (guess for slot in workers.values() for guess in _guesses(state, slot, job, len(tasks), now))
+        chosen = nsmallest(len(tasks), guesses)
     if len(chosen) < len(tasks):
         return None
-    patience = max(_MIN_PATIENCE_S, 2 * chosen[-1][0])
-    return Hold(job.job_id, tasks[0], tuple(worker_id for _, worker_id, _ in chosen), now + patience)
+    longest = max(seconds for seconds, _, _ in chosen)
+    places = tuple(worker_id for _, worker_id, _ in chosen)
+    return Hold(job.job_id, tasks[0], places, now + max(_MIN_PATIENCE_S, 2 * longest))
 
 
-def _guesses(state: State, workers: list[Slot], job: JobRow, now: float) -> list[tuple[float, WorkerId, int]]:
-    """For each task each worker could hold alone: in how many seconds there may be room for it."""
+def _guesses(state: State, slot: Slot, job: JobRow, count: int, now: float) -> Iterator[tuple[float, WorkerId, int]]:
+    """For each task the worker could hold, at most so many: in how many seconds there may be room for it."""
+    need, worker_id = job.resources, slot.worker.worker_id
+    if not fits(need, slot.worker.resources):
+        return
+    there = 0
+    for age, fitting in _growth(state, slot, job, now):
+        for index in range(there, min(fitting, count)):
+            yield age, worker_id, index
+        there = max(there, fitting)
+        if there >= count:
+            return
+
+
+def _growth(state: State, slot: Slot, job: JobRow, now: float) -> Iterator[tuple[float, int]]:
+    """How many tasks fit as one after the other of those that are here ends, the youngest first."""
+    yield _NOW, times(job.resources, slot.left)
+    left = slot.left.copy()
+    for need in slot.taken:
+        left.give(need)
+    yield 0.0, times(job.resources, left)
+    for attempt in sorted(state.held.get(slot.worker.worker_id, {}).values(), key=_placed_at, reverse=True):
+        left.give(state.demand(attempt))
+        yield max(0.0, now - attempt.placed_at), times(job.resources, left)
+
+
+def _soonest_slices(
+    state: State, workers: Mapping[WorkerId, Slot], job: JobRow, count: int, now: float
+) -> list[tuple[float, WorkerId, int]]:
+    """The same for whole slices: all their hosts, as late as the last of them may have room."""
+    first = {}
+    for slot in workers.values():
+        for guess in _guesses(state, slot, job, 1, now):
+            first[slot.worker.worker_id] = guess
+    able = [workers[worker_id] for worker_id in first]
     found = []
-    for slot in workers:
-        if not fits(job.resources, slot.worker.resources):
-            continue
-        left = slot.left
-        room = times(job.resources, left)
-        found += [(0.0, slot.worker.worker_id, i) for i in range(room)]
-        running = list(state.held.get(slot.worker.worker_id, {}).values())
-        for attempt in sorted(running, key=lambda a: -a.placed_at):
-            demand = state.demand(attempt)
-            left = left.minus(demand.negated())
-            grown = times(job.resources, left)
-            age = max(0.0, now - attempt.placed_at)
-            found += [(age, slot.worker.worker_id, i) for i in range(room, grown)]
-            room = max(room, grown)
-    return found
-
-
-def _slice_guesses(state: State, workers: list[Slot], job: JobRow, now: float) -> list[tuple[float, WorkerId, int]]:
-    """The same for whole slices: all hosts of an allocation, when the last of them may have room."""
-    when: dict[str, dict[WorkerId, float]] = {}
-    allocation = {slot.worker.worker_id: slot.worker.allocation_id for slot in workers}
-    for age, worker_id, _ in sorted(_guesses(state, workers, job, now)):
-        when.setdefault(allocation[worker_id], {}).setdefault(worker_id, age)
-    found = []
-    for name, hosts in when.items():
-        if name and len(hosts) == job.slice_hosts:
-            found += [(max(hosts.values()), worker_id, 0) for worker_id in sorted(hosts)]
-    return found
+    for group in whole_slices(able, job.slice_hosts):
+        hosts = [first[slot.worker.worker_id] for slot in group]
+        found.append((max(hosts)[0], slice_of(group[0].worker), hosts))
+    chosen = sorted(found)[: slices_wanted(job, count)]
+    return [guess for _, _, hosts in chosen for guess in hosts][:count]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluster.cluster.controller.core.events import AllocationUnwanted, AllocationWanted
-from fluster.cluster.controller.core.rows import AllocationStatus, Resources, WorkerStatus
+from fluster.cluster.controller.core.rows import AllocationStatus, Resources
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
+from fluster.cluster.states import WorkerStatus
 
 
 @dataclass(frozen=True, slots=True)

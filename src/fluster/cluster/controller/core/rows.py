@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
-from fluster.cluster.states import Cause, JobStatus, TaskState
+from fluster.cluster.states import Cause, JobStatus, TaskState, WorkerStatus
 
 
 class AttemptState(StrEnum):
@@ -34,14 +34,6 @@ class Charge(StrEnum):
     PREEMPTION = "preemption"
 
 
-class WorkerStatus(StrEnum):
-    """READY: holds a lease. LOST: its lease ran out. GONE: its machine is known to be gone."""
-
-    READY = "ready"
-    LOST = "lost"
-    GONE = "gone"
-
-
 class AllocationStatus(StrEnum):
     """REQUESTED: asked of the backend, or about to be. RELEASING: to be given back, or about to be."""
 
@@ -62,22 +54,6 @@ class Resources:
     slots: int = 1
     gpu_variant: str = ""
     tpu_variant: str = ""
-
-    def minus(self, other: Resources) -> Resources:
-        """What is left; variants stay."""
-        return Resources(
-            self.cpu_milli - other.cpu_milli,
-            self.memory_bytes - other.memory_bytes,
-            self.disk_bytes - other.disk_bytes,
-            self.gpu - other.gpu,
-            self.slots - other.slots,
-            self.gpu_variant,
-            self.tpu_variant,
-        )
-
-    def negated(self) -> Resources:
-        """To be given back: `have.minus(need.negated())` is what is there once it ends."""
-        return Resources(-self.cpu_milli, -self.memory_bytes, -self.disk_bytes, -self.gpu, -self.slots)
 
 
 @dataclass(frozen=True, slots=True)

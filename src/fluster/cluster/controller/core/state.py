@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fluster.cluster.controller.core.capacity import Room, room
 from fluster.cluster.controller.core.rows import (
     ENDED_STATES,
     PROCESS_STATES,
@@ -23,9 +24,9 @@ from fluster.cluster.controller.core.rows import (
     TaskRow,
     TokenRow,
     WorkerRow,
-    WorkerStatus,
 )
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
+from fluster.cluster.states import WorkerStatus
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V", bound=Hashable)
@@ -113,12 +114,16 @@ class State:
         """What the attempt reserves on its worker."""
         return self.jobs[attempt.job_id].resources
 
-    def free(self, worker: WorkerRow) -> Resources:
+    def room(self, worker: WorkerRow) -> Room:
         """What the worker has left, derived from the attempts it holds."""
-        left = worker.resources
-        for attempt in self.held[worker.worker_id].values():
-            left = left.minus(self.demand(attempt))
+        left = room(worker.resources)
+        for attempt in self.held.get(worker.worker_id, {}).values():
+            left.take(self.demand(attempt))
         return left
+
+    def free(self, worker: WorkerRow) -> Resources:
+        """What the worker has left, as a value."""
+        return self.room(worker).resources()
 
     def ready_workers(self) -> Iterator[WorkerRow]:
         """Workers that may be given work, in a fixed order."""

@@ -14,6 +14,7 @@ from fluster.cluster.controller.core.events import (
     Event,
     GangPlaced,
     JobsSubmitted,
+    MachinesForgotten,
     TerminationRequested,
     TimePassed,
     TokenCreated,
@@ -70,6 +71,8 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
             if event.token_id in state.tokens:
                 fold.drop_token(event.token_id)
                 fold.journal("TokenRevoked", event.actor, message=event.token_id)
+        case MachinesForgotten():
+            workers.forget(fold)
         case TimePassed():
             workers.expire(fold)
             endpoints.expire(fold)

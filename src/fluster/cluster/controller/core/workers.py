@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from fluster.cluster.controller.core import attempts
 from fluster.cluster.controller.core.events import WorkerRegistered, WorkerSynced
-from fluster.cluster.controller.core.rows import WorkerRow, WorkerStatus
+from fluster.cluster.controller.core.rows import AllocationStatus, AttemptState, WorkerRow
 from fluster.cluster.controller.core.state import Fold, Settings, has_process
+from fluster.cluster.states import WorkerStatus
 from fluster.errors import FailedPrecondition, NotPermitted
 
 
@@ -101,3 +102,20 @@ def lose(fold: Fold, worker: WorkerRow, status: WorkerStatus, why: str) -> None:
         attempt = state.attempts[uid]
         if has_process(attempt):
             attempts.lose(fold, attempt, why, last_heard=last_heard)
+
+
+def forget(fold: Fold) -> None:
+    """Gives up all machines after a shutdown of the whole cluster. It was asked for, so nobody is charged."""
+    for worker in list(fold.state.workers.values()):
+        _uncharge(fold, worker)
+        lose(fold, worker, WorkerStatus.GONE, "the cluster was shut down")
+    for allocation in list(fold.state.allocations.values()):
+        fold.put_allocation(replace(allocation, status=AllocationStatus.GONE))
+        fold.journal("AllocationGone", message=f"{allocation.allocation_id}: the cluster was shut down")
+
+
+def _uncharge(fold: Fold, worker: WorkerRow) -> None:
+    """What has not started is not charged: so its attempts count as such."""
+    for attempt in list(fold.state.held.get(worker.worker_id, {}).values()):
+        if has_process(attempt):
+            fold.put_attempt(replace(attempt, state=AttemptState.ASSIGNED))
