@@ -120,6 +120,8 @@ class ConnectionPool:
             RuntimeError: the pool is closed.
         """
         here = self._here()
+        if self.closed:
+            raise RuntimeError("this client is closed")
         with here.lock:
             connection = None if fresh else self._pop_idle(here)
             if connection is not None:
@@ -129,7 +131,7 @@ class ConnectionPool:
             connection = Connection(self._connect())
             with here.lock:
                 here.busy.add(connection)
-        if self.closed:  # close() may not have seen this one
+        if self.closed:  # meanwhile, and close() may not have seen this one
             self.discard(connection)
             raise RuntimeError("this client is closed")
         return connection

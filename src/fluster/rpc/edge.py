@@ -35,6 +35,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # Connections nothing has authenticated on, oldest first; each server has its own (`edge_protocol`).
     strangers: dict[EdgeProtocol, None]
+    # The server has stopped: what was still being accepted is sent away.
+    stopped = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +56,9 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, and drop the oldest stranger when there are too many."""
         super().connection_made(transport)
+        if self.stopped:
+            transport.abort()
+            return
         self.strangers[self] = None
         if len(self.strangers) > MAX_STRANGERS:
             oldest = next(iter(self.strangers))

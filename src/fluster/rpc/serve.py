@@ -33,6 +33,8 @@ READ_MAX_BYTES = 4 * 1024 * 1024
 # Longer than clients keep idle connections (60 s): the client is the one that closes.
 _KEEP_ALIVE_S = 75
 _CLOSE_S = 1.0
+# Of the event loop: what an accepted connection takes to be sent away, and an aborted one to close its socket.
+_TURNS = 5
 
 
 class ConnectOptions(TypedDict):
@@ -90,6 +92,7 @@ class RpcServer:
         self._port = port
         self._ssl_context = ssl_context
         self._state = ServerState()
+        self._protocol = edge_protocol()
         self._server: asyncio.Server | None = None
 
     @property
@@ -105,7 +108,7 @@ class RpcServer:
         """
         config = Config(
             self._gate,
-            http=edge_protocol(),
+            http=self._protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -120,7 +123,7 @@ class RpcServer:
         # ten times a second. Host and port, never a ready socket: one made without IPPROTO_TCP keeps Nagle's algorithm
         # on in asyncio, 40 ms for each call.
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: config.http_protocol_class(config=config, server_state=self._state, app_state={}),  # type: ignore[call-arg]
+            lambda: self._protocol(config=config, server_state=self._state, app_state={}),
             host=self._host,
             port=self._port,
             ssl=self._ssl_context,
@@ -139,6 +142,7 @@ class RpcServer:
         if server is None:
             return
         server.close()
+        self._protocol.stopped = True
         await self._gate.drain(grace_s)
         for connection in list(self._state.connections):
             connection.shutdown()  # at once, or when its response is written
@@ -150,7 +154,8 @@ class RpcServer:
             connection.transport.abort()
         for task in list(self._state.tasks):
             task.cancel()
-        await asyncio.sleep(0)  # lets the aborted connections say goodbye
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await server.wait_closed()
