@@ -104,6 +104,11 @@ def _environment(environment: EnvironmentConfig, surroundings: Surroundings | No
         submitter_python=f"{sys.version_info.major}.{sys.version_info.minor}",
     )
     python = environment.python
+    if surroundings is None and environment.workspace is not None:
+        raise ValueError(
+            "workspace must be None here: only clusters of this machine give a job a directory of its submitter;"
+            " functions and the modules of your project travel with the job"
+        )
     if surroundings is not None:
         python = python or surroundings.python
         # A directory of this machine needs no sending.
