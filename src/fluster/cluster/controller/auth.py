@@ -1,0 +1,188 @@
+"""Who asks: bearer tokens to identities, and the tokens the controller derives for others."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Protocol
+
+from fluster.cluster import tokens
+from fluster.cluster.controller.permissions import allowed
+from fluster.cluster.ids import AllocationId, AttemptUid, JobId, WorkerId
+from fluster.cluster.tokens import ParsedToken, TokenKind
+from fluster.errors import NotPermitted
+
+ALLOCATION_PREFIX = "alloc-"
+"""Join token ids that begin so are those of allocations; no other may."""
+_NO_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sent a request. What does not belong to its kind is empty.
+
+    Attributes:
+        job_id: Of the attempt.
+        token_id: Of the join token.
+        allocation_id: Whose worker may join by that token; empty when any may.
+    """
+
+    kind: TokenKind
+    attempt_uid: AttemptUid = AttemptUid("")
+    job_id: JobId = JobId("")
+    worker_id: WorkerId = WorkerId("")
+    token_id: str = ""
+    allocation_id: AllocationId = AllocationId("")
+
+    @property
+    def actor(self) -> str:
+        """As jobs' owners, requests and the journal name it: "admin", "worker:W", "job:J", "token:T"."""
+        match self.kind:
+            case TokenKind.ADMIN:
+                return "admin"
+            case TokenKind.ATTEMPT:
+                return f"job:{self.job_id}"
+            case TokenKind.WORKER:
+                return f"worker:{self.worker_id}"
+            case TokenKind.JOIN:
+                return f"token:{self.token_id}"
+
+
+class Directory(Protocol):
+    """What the controller knows of those who may ask."""
+
+    def live_attempt_job(self, uid: AttemptUid) -> JobId | None:
+        """The attempt's job; None when it has ended or never was."""
+
+    def worker_credential(self, worker_id: WorkerId) -> str | None:
+        """Sha256 of the worker's secret; None for one that is unknown or gone."""
+
+    def join_token_expiry(self, token_id: str) -> float | None:
+        """When the join token ends, unix seconds; None when it was withdrawn."""
+
+    def allocation_wanted(self, allocation_id: AllocationId) -> bool:
+        """Whether workers of the allocation may join."""
+
+
+class Authenticator:
+    """Tells who sent a token.
+
+    Args:
+        cluster_key: Of the derived tokens.
+        admin_token_sha256: Hex digest of the administrator's token.
+        directory: Asked at each request: a token ends the moment its owner does.
+    """
+
+    def __init__(self, cluster_key: bytes, admin_token_sha256: str, directory: Directory) -> None:
+        self._key = cluster_key
+        self._admin_sha256 = admin_token_sha256
+        self._directory = directory
+
+    def authenticate(self, token: str | None) -> Identity | None:
+        """Whose token it is; None when it is missing, wrong, or its owner has ended.
+
+        Digests are compared in constant time.
+        """
+        if not token:
+            return None
+        if hmac.compare_digest(tokens.secret_sha256(token), self._admin_sha256):
+            return Identity(TokenKind.ADMIN)
+        parsed = tokens.parse_token(token)
+        if parsed is None:
+            return None
+        match parsed.kind:
+            case TokenKind.ADMIN:
+                return None
+            case TokenKind.ATTEMPT:
+                return self._attempt(parsed)
+            case TokenKind.WORKER:
+                return self._worker(parsed)
+            case TokenKind.JOIN:
+                return self._join(parsed)
+
+    def authorize(self, identity: Identity, rpc: str, now: float) -> None:
+        """Passes when the identity may call the RPC.
+
+        How many workers joined by a token is not counted here but where one is added.
+
+        Args:
+            identity: Who asks.
+            rpc: Its name alone: "LaunchJob".
+            now: Unix seconds.
+
+        Raises:
+            NotPermitted: The RPC is not for its kind, or the join token was withdrawn or has expired.
+        """
+        if not allowed(rpc, identity.kind):
+            raise NotPermitted(f"{rpc} is not for {_NOUN[identity.kind]}")
+        if identity.kind is TokenKind.JOIN:
+            self._check_join(identity, now)
+
+    def attempt_token(self, uid: AttemptUid) -> str:
+        """The token of an attempt: the same each time, valid while the attempt lives."""
+        return tokens.attempt_token(uid, self._mac(TokenKind.ATTEMPT, uid))
+
+    def join_token(self, token_id: str) -> str:
+        """The join token of this id: the same each time, so that a repeated request gets what the first one got.
+
+        Raises:
+            ValueError: The id is one of an allocation's.
+        """
+        if token_id.startswith(ALLOCATION_PREFIX):
+            raise ValueError(f"a join token's id must not begin with {ALLOCATION_PREFIX!r}, got {token_id!r}")
+        return tokens.join_token(token_id, self._mac(TokenKind.JOIN, token_id))
+
+    def allocation_token(self, allocation_id: AllocationId) -> str:
+        """What the worker of an allocation joins by, as often as it must, while the allocation is wanted."""
+        token_id = f"{ALLOCATION_PREFIX}{allocation_id}"
+        return tokens.join_token(token_id, self._mac(TokenKind.JOIN, token_id))
+
+    def _attempt(self, parsed: ParsedToken) -> Identity | None:
+        uid = AttemptUid(parsed.subject)
+        if not self._genuine(parsed):
+            return None
+        job_id = self._directory.live_attempt_job(uid)
+        return None if job_id is None else Identity(TokenKind.ATTEMPT, attempt_uid=uid, job_id=job_id)
+
+    def _worker(self, parsed: ParsedToken) -> Identity | None:
+        worker_id = WorkerId(parsed.subject)
+        # Also of an unknown worker the digest is made and compared: knowing its id must not show in the time.
+        credential = self._directory.worker_credential(worker_id) or _NO_DIGEST
+        if not hmac.compare_digest(tokens.secret_sha256(parsed.secret), credential):
+            return None
+        return Identity(TokenKind.WORKER, worker_id=worker_id)
+
+    def _join(self, parsed: ParsedToken) -> Identity | None:
+        if not self._genuine(parsed):
+            return None
+        token_id = parsed.subject
+        allocation = token_id.removeprefix(ALLOCATION_PREFIX) if token_id.startswith(ALLOCATION_PREFIX) else ""
+        return Identity(TokenKind.JOIN, token_id=token_id, allocation_id=AllocationId(allocation))
+
+    def _check_join(self, identity: Identity, now: float) -> None:
+        if identity.allocation_id:
+            if not self._directory.allocation_wanted(identity.allocation_id):
+                raise NotPermitted(
+                    f"the allocation {identity.allocation_id} is being given back: no worker of it may join"
+                )
+            return
+        expires_at = self._directory.join_token_expiry(identity.token_id)
+        if expires_at is None or expires_at <= now:
+            why = "was withdrawn" if expires_at is None else "has expired"
+            raise NotPermitted(f"the join token {why}; `fluster worker token` makes a new one")
+
+    def _genuine(self, parsed: ParsedToken) -> bool:
+        return hmac.compare_digest(self._mac(parsed.kind, parsed.subject), parsed.secret)
+
+    def _mac(self, kind: TokenKind, subject: str) -> str:
+        purpose = "attempt" if kind is TokenKind.ATTEMPT else "join"
+        return hmac.new(self._key, f"{purpose}:{subject}".encode(), hashlib.sha256).hexdigest()
+
+
+_NOUN = {
+    TokenKind.ADMIN: "administrators; workers call it",
+    TokenKind.ATTEMPT: "jobs",
+    TokenKind.WORKER: "workers",
+    TokenKind.JOIN: "join tokens: they register a worker and nothing else",
+}
