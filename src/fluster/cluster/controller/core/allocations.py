@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fluster.cluster.controller.core import workers
 from fluster.cluster.controller.core.events import AllocationObserved, AllocationUnwanted, AllocationWanted
+from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus
-from fluster.cluster.controller.core.state import Fold
 from fluster.cluster.states import WorkerStatus
 
 

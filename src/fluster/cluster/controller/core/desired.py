@@ -52,12 +52,12 @@ def desired(state: State, worker_id: WorkerId) -> list[Desired]:
 
 
 def _may_start(state: State, attempt: AttemptRow) -> bool:
-    """The members of a gang start once rank 0's worker has chosen the port they meet at."""
+    """The members of a gang start once rank 0's worker has chosen the port they meet at, or rank 0 is over."""
     job = state.jobs[attempt.job_id]
     if attempt.task == _head(job, attempt):
         return True
     head = state.current(attempt.job_id, _head(job, attempt))
-    return head is not None and head.master_port != 0
+    return head is None or head.master_port != 0 or not has_process(head)
 
 
 def _head(job: JobRow, attempt: AttemptRow) -> int:

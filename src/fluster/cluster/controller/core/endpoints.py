@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fluster.cluster.controller.core.events import EndpointRegistered, EndpointUnregistered
+from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import ENDED_STATES, AttemptState
-from fluster.cluster.controller.core.state import Fold
 from fluster.errors import FailedPrecondition, ResourceExhausted
 
 
@@ -17,7 +17,7 @@ def register(fold: Fold, event: EndpointRegistered) -> None:
             raise FailedPrecondition(f"attempt {row.attempt_uid!r} has ended; it can register no endpoint")
         owned = len(state.endpoints_by_attempt.get(row.attempt_uid, ()))
     else:
-        owned = sum(1 for e in state.endpoints.values() if e.attempt_uid is None and e.owner == row.owner)
+        owned = sum(1 for leased in state.endpoint_seen if state.endpoints[leased].owner == row.owner)
     if owned >= state.settings.max_endpoints_per_job:
         raise ResourceExhausted(f"{owned} endpoints are registered already, the limit for one owner")
     fold.put_endpoint(row)

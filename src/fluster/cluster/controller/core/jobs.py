@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fluster.cluster.controller.core.events import JobsSubmitted, NewJob, TerminationRequested
+from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import AttemptRow, AttemptState, JobRow, SpecRow, TaskRow
-from fluster.cluster.controller.core.state import Fold, State, has_process
+from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import Cause, JobStatus, TaskState
 from fluster.errors import FailedPrecondition, JobNotFound, ResourceExhausted
@@ -90,6 +91,8 @@ def fail(fold: Fold, job_id: JobId, *, cause: Cause, message: str, decider: Atte
     job = fold.state.jobs[job_id]
     if job.stop_at is not None or job.outcome is not None:
         return
+    which = "the job" if decider is None else f"task {decider.task}"
+    reason = f"{which} failed ({cause})"
     job = replace(
         job,
         stop_at=fold.now,
@@ -101,8 +104,9 @@ def fail(fold: Fold, job_id: JobId, *, cause: Cause, message: str, decider: Atte
         exit_code=None if decider is None else decider.exit_code,
     )
     fold.put_job(job)
-    which = "the job" if decider is None else f"task {decider.task}"
-    _stop_tasks(fold, job_id, f"{which} failed ({cause})")
+    if not all(task.state.finished() for task in fold.state.tasks[job_id]):
+        fold.journal("JobStopRequested", job_id=job_id, message=reason)
+    _stop_tasks(fold, job_id, reason)
 
 
 def _stop_tasks(fold: Fold, job_id: JobId, reason: str) -> None:
@@ -121,7 +125,8 @@ def settle(fold: Fold, job_id: JobId) -> None:
     state = fold.state
     job = state.jobs[job_id]
     tasks = state.tasks[job_id]
-    if job.outcome is not None or not all(task.state.finished() for task in tasks):
+    # From the back: a wide job's last tasks are placed last, so this is settled at the first look while it runs.
+    if job.outcome is not None or not all(task.state.finished() for task in reversed(tasks)):
         return
     outcome = _outcome(job, Counter(task.state for task in tasks))
     job = replace(job, outcome=outcome, finished_at=fold.now)

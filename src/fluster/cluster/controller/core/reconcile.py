@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from fluster.cluster.controller.core.events import AllocationUnwanted, AllocationWanted
-from fluster.cluster.controller.core.rows import AllocationStatus, Resources
+from fluster.cluster.controller.core.rows import AllocationStatus, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
 from fluster.cluster.states import WorkerStatus
@@ -48,10 +49,13 @@ def intents(state: State, now: float) -> list[AllocationWanted | AllocationUnwan
 def _silent(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
     limit = state.settings.silent_release_s
     found: list[AllocationWanted | AllocationUnwanted] = []
+    by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
+    for worker in state.workers.values():
+        by_allocation[worker.allocation_id].append(worker)
     for row in state.allocations.values():
         if row.status is not AllocationStatus.READY:
             continue
-        workers = state.workers_of(row.allocation_id)
+        workers = by_allocation[row.allocation_id]
         silent = [w for w in workers if now - state.last_seen.get(w.worker_id, now) > limit]
         if workers and (len(silent) == len(workers) or any(w.status is WorkerStatus.LOST for w in silent)):
             found.append(AllocationUnwanted(row.allocation_id, f"silent for more than {limit:g} s"))

@@ -14,13 +14,9 @@ from fluster.cluster.controller.core.rows import (
     AllocationRow,
     AllocationStatus,
     AttemptRow,
-    Changes,
     EndpointRow,
     JobRow,
-    JournalRow,
-    RequestRow,
     Resources,
-    Row,
     TaskRow,
     TokenRow,
     WorkerRow,
@@ -65,9 +61,13 @@ class State:
         history: All attempts of unfinished jobs, by job and task, oldest first.
         attempts: Those attempts by uid.
         held: Attempts that reserve resources, by worker.
-        children: Unfinished jobs by parent.
+        children: By parent: unfinished jobs, and finished ones that unfinished ones descend from.
+        parents: The same the other way round.
+        joined: Workers that ever joined by each token there is.
         last_seen: When each worker last asked; its lease counts from then.
+        last_words: When the incarnation before was last heard of, until the new one tells what it holds.
         endpoint_seen: When each leased endpoint was last renewed.
+        stopping_since: When each attempt that is to stop was told so; not known of those from before a restart.
         waiting: Why each waiting job waits, as the last `schedule` found.
         hold: What the last `schedule` held back, to go on with.
         late_reports: Reports of attempts that had ended before: they change nothing.
@@ -85,6 +85,8 @@ class State:
 
     held: defaultdict[WorkerId, dict[AttemptUid, AttemptRow]] = field(default_factory=lambda: defaultdict(dict))
     children: defaultdict[JobId, set[JobId]] = field(default_factory=lambda: defaultdict(set))
+    parents: dict[JobId, JobId] = field(default_factory=dict)
+    joined: defaultdict[str, set[WorkerId]] = field(default_factory=lambda: defaultdict(set))
     endpoints_by_name: defaultdict[tuple[Namespace, str], dict[EndpointId, None]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -92,7 +94,9 @@ class State:
         default_factory=lambda: defaultdict(dict)
     )
     last_seen: dict[WorkerId, float] = field(default_factory=dict)
+    last_words: dict[WorkerId, float] = field(default_factory=dict)
     endpoint_seen: dict[EndpointId, float] = field(default_factory=dict)
+    stopping_since: dict[AttemptUid, float] = field(default_factory=dict)
     waiting: dict[JobId, str] = field(default_factory=dict)
     hold: object = None
     late_reports: int = 0
@@ -133,133 +137,67 @@ class State:
                 yield worker
 
     def leaving(self, worker: WorkerRow) -> bool:
-        """Whether the worker's allocation is being given back."""
+        """Whether the worker's allocation is being given back, or was."""
+        if not worker.allocation_id:
+            return False
         allocation = self.allocations.get(worker.allocation_id)
-        return allocation is not None and allocation.status in (AllocationStatus.RELEASING, AllocationStatus.GONE)
+        return allocation is None or allocation.status is AllocationStatus.RELEASING
 
     def workers_of(self, allocation_id: AllocationId) -> list[WorkerRow]:
         """Workers of an allocation that are not known to be gone."""
-        return [w for w in self.workers.values() if w.allocation_id == allocation_id and allocation_id]
+        return [w for w in self.workers.values() if w.allocation_id == allocation_id]
 
     def descendants(self, job_id: JobId) -> Iterator[JobId]:
-        """Unfinished jobs launched by this one, and by those, in a fixed order."""
+        """Unfinished jobs launched by this one, and by those, in a fixed order; also finished ones in between."""
         for child in sorted(self.children.get(job_id, ())):
             yield child
             yield from self.descendants(child)
 
     def token_uses_left(self, token: TokenRow) -> int:
         """Derived from the workers that joined by it."""
-        return token.uses - sum(1 for w in self.workers.values() if w.joined_by == token.token_id)
+        return token.uses - len(self.joined.get(token.token_id, ()))
 
 
-class Fold:
-    """Writes rows into a state and notes them as changes: the only way the state is altered."""
+def index_job(state: State, job: JobRow) -> None:
+    """Puts an unfinished job into the state and below its parent."""
+    state.jobs[job.job_id] = job
+    if job.parent is not None:
+        index_parent(state, job.job_id, job.parent)
 
-    __slots__ = ("changes", "now", "state")
 
-    def __init__(self, state: State, now: float, changes: Changes | None = None) -> None:
-        self.state = state
-        self.now = now
-        self.changes = changes if changes is not None else Changes()
+def index_parent(state: State, job_id: JobId, parent: JobId) -> None:
+    """Puts a job below its parent: an unfinished one, or a finished one that unfinished ones descend from."""
+    state.parents[job_id] = parent
+    state.children[parent].add(job_id)
 
-    def note(self, key: object, row: Row) -> None:
-        """Notes a row that is kept by the store alone."""
-        self.changes.rows[type(row), key] = row
 
-    def journal(
-        self,
-        kind: str,
-        actor: str = "controller",
-        *,
-        job_id: str = "",
-        task: int = -1,
-        attempt: int = 0,
-        worker_id: str = "",
-        message: str = "",
-    ) -> None:
-        """Notes one line of history."""
-        self.changes.journal.append(JournalRow(self.now, kind, actor, job_id, task, attempt, worker_id, message))
+def leave_tree(state: State, job_id: JobId) -> None:
+    """Takes a finished job from below its parent once nothing unfinished descends from it; then that one likewise."""
+    while job_id not in state.children and not _unfinished(state, job_id):
+        parent = state.parents.pop(job_id, None)
+        if parent is None:
+            return
+        state.children[parent].discard(job_id)
+        if not state.children[parent]:
+            del state.children[parent]
+        job_id = parent
 
-    def put_job(self, job: JobRow) -> None:
-        """Writes a job; a finished one stays until `drop_finished`."""
-        self.state.jobs[job.job_id] = job
-        if job.parent is not None:
-            if job.outcome is None:
-                self.state.children[job.parent].add(job.job_id)
-            else:
-                siblings = self.state.children.get(job.parent)
-                if siblings is not None:
-                    siblings.discard(job.job_id)
-                    if not siblings:
-                        del self.state.children[job.parent]
-        self.note(job.job_id, job)
-        self.changes.touched_jobs.add(job.job_id)
 
-    def put_task(self, task: TaskRow) -> None:
-        """Writes a task; new ones come in index order."""
-        tasks = self.state.tasks.setdefault(task.job_id, [])
-        if task.index < len(tasks):
-            tasks[task.index] = task
-        else:
-            tasks.append(task)
-        self.note((task.job_id, task.index), task)
-        self.changes.touched_jobs.add(task.job_id)
+def _unfinished(state: State, job_id: JobId) -> bool:
+    job = state.jobs.get(job_id)
+    return job is not None and job.outcome is None
 
-    def put_attempt(self, attempt: AttemptRow) -> None:
-        """Writes an attempt; new ones come in order of their numbers."""
-        index_attempt(self.state, attempt)
-        self.note(attempt.uid, attempt)
-        self.changes.touched_workers.add(attempt.worker_id)
 
-    def put_worker(self, worker: WorkerRow) -> None:
-        """Writes a worker; one that is gone is forgotten."""
-        if worker.status is WorkerStatus.GONE:
-            self.state.workers.pop(worker.worker_id, None)
-            self.state.last_seen.pop(worker.worker_id, None)
-        else:
-            self.state.workers[worker.worker_id] = worker
-        self.note(worker.worker_id, worker)
-        self.changes.touched_workers.add(worker.worker_id)
-
-    def put_allocation(self, allocation: AllocationRow) -> None:
-        """Writes an allocation; one that is gone is forgotten."""
-        if allocation.status is AllocationStatus.GONE:
-            self.state.allocations.pop(allocation.allocation_id, None)
-        else:
-            self.state.allocations[allocation.allocation_id] = allocation
-        self.note(allocation.allocation_id, allocation)
-
-    def put_endpoint(self, endpoint: EndpointRow) -> None:
-        """Publishes an endpoint."""
-        index_endpoint(self.state, endpoint, self.now)
-        self.note(endpoint.endpoint_id, endpoint)
-        if endpoint.endpoint_id in self.changes.deleted_endpoints:
-            self.changes.deleted_endpoints.remove(endpoint.endpoint_id)
-
-    def drop_endpoint(self, endpoint_id: EndpointId) -> None:
-        """Withdraws an endpoint."""
-        endpoint = self.state.endpoints.pop(endpoint_id)
-        self.state.endpoint_seen.pop(endpoint_id, None)
-        _discard(self.state.endpoints_by_name, (endpoint.namespace, endpoint.name), endpoint_id)
-        if endpoint.attempt_uid is not None:
-            _discard(self.state.endpoints_by_attempt, endpoint.attempt_uid, endpoint_id)
-        self.changes.rows.pop((EndpointRow, endpoint_id), None)
-        self.changes.deleted_endpoints.append(endpoint_id)
-
-    def put_token(self, token: TokenRow) -> None:
-        """Writes a join token."""
-        self.state.tokens[token.token_id] = token
-        self.note(token.token_id, token)
-
-    def drop_token(self, token_id: str) -> None:
-        """Withdraws a join token."""
-        self.state.tokens.pop(token_id, None)
-        self.changes.rows.pop((TokenRow, token_id), None)
-        self.changes.deleted_tokens.append(token_id)
-
-    def put_request(self, request: RequestRow) -> None:
-        """Notes the answer of a mutating request."""
-        self.note((request.caller, request.request_id), request)
+def index_worker(state: State, worker: WorkerRow) -> None:
+    """Puts a worker into the state; one that is gone only counts as a use of its token. Tokens come first."""
+    if worker.joined_by in state.tokens:
+        state.joined[worker.joined_by].add(worker.worker_id)
+    if worker.status is WorkerStatus.GONE:
+        state.workers.pop(worker.worker_id, None)
+        state.last_seen.pop(worker.worker_id, None)
+        state.last_words.pop(worker.worker_id, None)
+    else:
+        state.workers[worker.worker_id] = worker
 
 
 def index_attempt(state: State, attempt: AttemptRow) -> None:
@@ -272,7 +210,7 @@ def index_attempt(state: State, attempt: AttemptRow) -> None:
         history.append(attempt)
     state.attempts[attempt.uid] = attempt
     if attempt.state in ENDED_STATES:
-        _discard(state.held, attempt.worker_id, attempt.uid)
+        discard(state.held, attempt.worker_id, attempt.uid)
     else:
         state.held[attempt.worker_id][attempt.uid] = attempt
 
@@ -294,6 +232,7 @@ def drop_finished(state: State, job_ids: Iterable[JobId]) -> None:
         if job is None or job.outcome is None:
             continue
         del state.jobs[job_id]
+        state.waiting.pop(job_id, None)
         for task in state.tasks.pop(job_id, ()):
             for attempt in state.history.pop((job_id, task.index), ()):
                 state.attempts.pop(attempt.uid, None)
@@ -304,7 +243,8 @@ def has_process(attempt: AttemptRow) -> bool:
     return attempt.state in PROCESS_STATES
 
 
-def _discard(index: defaultdict[_K, dict[_V, _T]], key: _K, value: _V) -> None:
+def discard(index: defaultdict[_K, dict[_V, _T]], key: _K, value: _V) -> None:
+    """Takes a value out of an index, and its key with the last one."""
     entries = index.get(key)
     if entries is not None:
         entries.pop(value, None)

@@ -22,8 +22,9 @@ from fluster.cluster.controller.core.events import (
     WorkerRegistered,
     WorkerSynced,
 )
+from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import Changes
-from fluster.cluster.controller.core.state import Fold, State
+from fluster.cluster.controller.core.state import State
 
 
 def apply(state: State, event: Event, now: float, changes: Changes | None = None) -> Changes:

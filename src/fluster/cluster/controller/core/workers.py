@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from fluster.cluster.controller.core import attempts
 from fluster.cluster.controller.core.events import WorkerRegistered, WorkerSynced
-from fluster.cluster.controller.core.rows import AllocationStatus, AttemptState, WorkerRow
-from fluster.cluster.controller.core.state import Fold, Settings, has_process
+from fluster.cluster.controller.core.fold import Fold
+from fluster.cluster.controller.core.rows import AllocationStatus, AttemptRow, WorkerRow
+from fluster.cluster.controller.core.state import Settings, State, has_process
 from fluster.cluster.states import WorkerStatus
 from fluster.errors import FailedPrecondition, NotPermitted
 
@@ -21,6 +22,8 @@ def register(fold: Fold, event: WorkerRegistered) -> None:
     """A daemon started. What its new incarnation does not hold is settled by its first sync."""
     state = fold.state
     old = state.workers.get(event.worker_id)
+    if event.joined_by:
+        _check_join(fold, event, known=old is not None)
     worker = WorkerRow(
         worker_id=event.worker_id,
         credential_sha256=event.credential_sha256,
@@ -34,12 +37,28 @@ def register(fold: Fold, event: WorkerRegistered) -> None:
         joined_by=event.joined_by if old is None else old.joined_by,
         registered_at=fold.now if old is None else old.registered_at,
     )
+    if old is not None and old.incarnation != event.incarnation and event.worker_id in state.last_seen:
+        state.last_words.setdefault(event.worker_id, state.last_seen[event.worker_id])
     state.last_seen[event.worker_id] = fold.now
     if worker == old:
         return
     fold.put_worker(worker)
     kind = "WorkerJoined" if old is None else "WorkerRestarted"
     fold.journal(kind, f"worker:{event.worker_id}", worker_id=event.worker_id, message=event.address)
+
+
+def _check_join(fold: Fold, event: WorkerRegistered, *, known: bool) -> None:
+    state = fold.state
+    if event.allocation_id:
+        row = state.allocations.get(event.allocation_id)
+        if row is None or row.status not in (AllocationStatus.REQUESTED, AllocationStatus.READY):
+            raise NotPermitted(f"allocation {event.allocation_id!r} is not wanted any more")
+        return
+    token = state.tokens.get(event.joined_by)
+    if token is None or token.expires_at <= fold.now:
+        raise NotPermitted("this join token has expired or was revoked; `fluster worker token` makes a new one")
+    if not known and state.token_uses_left(token) <= 0:
+        raise NotPermitted("this join token is used up; `fluster worker token` makes a new one")
 
 
 def sync(fold: Fold, event: WorkerSynced) -> None:
@@ -53,12 +72,11 @@ def sync(fold: Fold, event: WorkerSynced) -> None:
         known = state.attempts.get(uid)
         if known is not None and known.worker_id != event.worker_id:
             raise NotPermitted(f"attempt {uid!r} is not of worker {event.worker_id!r}")
-    last_heard = state.last_seen.get(event.worker_id)
+    last_heard = _last_heard(state, worker)
     state.last_seen[event.worker_id] = fold.now
+    state.last_words.pop(event.worker_id, None)
     _refresh(fold, worker, event)
-    for attempt in list(state.held.get(event.worker_id, {}).values()):
-        if not has_process(attempt):
-            continue
+    for attempt in _with_process(state, worker):
         observed = seen.pop(attempt.uid, None)
         current = state.attempts[attempt.uid]  # the end of a sibling may have altered it meanwhile
         if observed is not None:
@@ -68,6 +86,11 @@ def sync(fold: Fold, event: WorkerSynced) -> None:
         elif attempt.observed:
             attempts.lose(fold, current, "its worker no longer knows it", last_heard=last_heard)
     state.late_reports += sum(1 for observed in seen.values() if observed.exit is not None)
+
+
+def _last_heard(state: State, worker: WorkerRow) -> float | None:
+    """When whoever held this worker's attempts was last heard of: that a machine is up again says nothing of them."""
+    return state.last_words.get(worker.worker_id, state.last_seen.get(worker.worker_id))
 
 
 def _refresh(fold: Fold, worker: WorkerRow, event: WorkerSynced) -> None:
@@ -93,29 +116,25 @@ def expire(fold: Fold) -> None:
 def lose(fold: Fold, worker: WorkerRow, status: WorkerStatus, why: str) -> None:
     """The worker's attempts are over: its lease ran out (LOST), or its machine is known to be gone (GONE)."""
     state = fold.state
-    last_heard = state.last_seen.get(worker.worker_id)
+    last_heard = _last_heard(state, worker)
     kind = "WorkerLost" if status is WorkerStatus.LOST else "WorkerGone"
     fold.journal(kind, worker_id=worker.worker_id, message=why)
-    held = list(state.held.get(worker.worker_id, {}))
     fold.put_worker(replace(worker, status=status))
-    for uid in held:
-        attempt = state.attempts[uid]
-        if has_process(attempt):
-            attempts.lose(fold, attempt, why, last_heard=last_heard)
+    for attempt in _with_process(state, worker):
+        attempts.lose(fold, state.attempts[attempt.uid], why, last_heard=last_heard)
 
 
 def forget(fold: Fold) -> None:
     """Gives up all machines after a shutdown of the whole cluster. It was asked for, so nobody is charged."""
-    for worker in list(fold.state.workers.values()):
-        _uncharge(fold, worker)
-        lose(fold, worker, WorkerStatus.GONE, "the cluster was shut down")
-    for allocation in list(fold.state.allocations.values()):
+    state, why = fold.state, "the cluster was shut down"
+    for worker in list(state.workers.values()):
+        for attempt in _with_process(state, worker):
+            attempts.give_up(fold, state.attempts[attempt.uid], why)
+        lose(fold, worker, WorkerStatus.GONE, why)
+    for allocation in list(state.allocations.values()):
         fold.put_allocation(replace(allocation, status=AllocationStatus.GONE))
-        fold.journal("AllocationGone", message=f"{allocation.allocation_id}: the cluster was shut down")
+        fold.journal("AllocationGone", message=f"{allocation.allocation_id}: {why}")
 
 
-def _uncharge(fold: Fold, worker: WorkerRow) -> None:
-    """What has not started is not charged: so its attempts count as such."""
-    for attempt in list(fold.state.held.get(worker.worker_id, {}).values()):
-        if has_process(attempt):
-            fold.put_attempt(replace(attempt, state=AttemptState.ASSIGNED))
+def _with_process(state: State, worker: WorkerRow) -> list[AttemptRow]:
+    return [attempt for attempt in state.held.get(worker.worker_id, {}).values() if has_process(attempt)]
