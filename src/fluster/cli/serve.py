@@ -1,0 +1,155 @@
+"""`controller serve` and `worker serve`: the daemons in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fluster.cli.options import Duration
+from fluster.cli.places import state_home
+
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None) -> None:
+    """`--config`: a TOML file whose keys are this command's options; what is given on the command line wins."""
+    if file is None:
+        return
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{file} cannot be used: {error}", ctx, param) from None
+    known = {option: each.name for each in ctx.command.params for option in each.opts if each is not param}
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = known.get(f"--{key.replace('_', '-')}")
+        if name is None or isinstance(value, dict | list):
+            raise click.BadParameter(f"{file}: {key!r} is no option of `{ctx.command_path}`", ctx, param)
+        defaults[name] = value if isinstance(value, bool) else str(value)
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; others than loopback: see below."
+)
+@click.option("--port", type=click.IntRange(0, 65_535), default=7077, show_default=True, help="0: any that is free.")
+@click.option("--state-dir", type=_DIRECTORY, help="Where it keeps everything.  [default: below ~/.local/state]")
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "none"]),
+    default="none",
+    show_default=True,
+    help="Who provides workers: this machine, or nobody: they join by themselves.",
+)
+@click.option(
+    "--config",
+    type=_FILE,
+    is_eager=True,
+    expose_value=False,
+    callback=_take_defaults,
+    help="These options as a TOML file.",
+)
+@click.option(
+    "--worker-lease", type=Duration(), default="300", show_default=True, help="How long a silent worker keeps its jobs."
+)
+@click.option("--take-over", is_flag=True, help="End the controller that holds the state directory first.")
+@click.option("--insecure-plaintext-network", is_flag=True, help="Listen beyond loopback, tokens in plain text.")
+def controller_serve(
+    host: str,
+    port: int,
+    state_dir: Path | None,
+    backend: str,
+    worker_lease: float,
+    take_over: bool,
+    insecure_plaintext_network: bool,
+) -> int:
+    """Run a controller in the foreground.
+
+    Prints one line of JSON when it serves: its address, the file with the administrator's token, and its epoch. SIGTERM
+    and Ctrl-C end it and leave running jobs alone; started again on the same state directory it goes on with them.
+
+    There is no TLS yet: beyond loopback it listens only with --insecure-plaintext-network, for networks you trust.
+    """
+    from fluster.cluster.controller.main import ServeOptions, run
+
+    _log_to_stderr()
+    return run(
+        ServeOptions(
+            state_dir=(state_dir or state_home() / "controller").absolute(),
+            host=host,
+            port=port,
+            backend=backend,
+            worker_lease_s=worker_lease,
+            take_over=take_over,
+            insecure_plaintext_network=insecure_plaintext_network,
+        )
+    )
+
+
+class _GpuCount(click.ParamType[int | str]):
+    """`auto`, or how many."""
+
+    name = "gpus"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The count, or "auto"."""
+        text = str(value)
+        if text == "auto":
+            return text
+        return int(text) if text.isdigit() else self.fail(f"it is a count or 'auto', got {text!r}", param, ctx)
+
+
+@click.command()
+@click.option("--controller", required=True, metavar="URL", help="Address of the controller.")
+@click.option("--token-file", type=_FILE, help="Holds a token of `fluster worker token`; needed the first time.")
+@click.option("--state-dir", type=_DIRECTORY, help="Where it keeps everything.  [default: below ~/.local/state]")
+@click.option("--runtime", type=click.Choice(["auto", "process"]), default="auto", show_default=True)
+@click.option("--python", metavar="P", help="Interpreter of functions that ask for none.  [default: this one]")
+@click.option("--cpu", type=float, metavar="N", help="Cores it offers.  [default: all]")
+@click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
+@click.option("--gpus", type=_GpuCount(), default="auto", show_default=True, metavar="N", help="GPUs it offers.")
+def worker_serve(
+    controller: str,
+    token_file: Path | None,
+    state_dir: Path | None,
+    runtime: str,
+    python: str | None,
+    cpu: float | None,
+    memory: str | None,
+    gpus: int | str,
+) -> int:
+    """Run a worker on this machine in the foreground.
+
+    It joins the controller with the token. SIGTERM and Ctrl-C end it and leave its jobs running; started again on the
+    same state directory it is the same worker, goes on with them and needs no token.
+    """
+    from fluster.cluster.context import normal_address
+    from fluster.cluster.validation import check_cpu, parse_bytes
+    from fluster.cluster.worker.config import WorkerConfig
+    from fluster.cluster.worker.daemon import run
+
+    _log_to_stderr()
+    config = WorkerConfig(
+        controller=normal_address(controller),
+        token_file=token_file,
+        state_dir=(state_dir or state_home() / "worker").absolute(),
+        runtime=runtime,
+        python=python,
+        cpu=check_cpu(cpu) if cpu is not None else None,
+        memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,
+        gpus=gpus,
+    )
+    return run(config)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    # A line for each request and connection is noise here.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
