@@ -14,6 +14,7 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
 
 INLINE_BYTES = 64 * 1024
 CHUNK_BYTES = 2 * 1024 * 1024
+_MAX_SETBACKS = 10
 RETRY_S = 30.0
 """How long calls that matter wait for a controller that restarts."""
 
@@ -47,13 +48,15 @@ def receive(rpc: ConnectClient, payload: Payload) -> bytes:
 
 def _put(rpc: ConnectClient, content: bytes, sha256: str) -> None:
     offset, total = 0, len(content)
+    setbacks = 0
     while offset < total:
         request = pb.PutBlobRequest(
             sha256=sha256, offset=offset, chunk=content[offset : offset + CHUNK_BYTES], total_size=total
         )
         following = rpc.unary("PutBlob", request, pb.PutBlobResponse, retry_s=RETRY_S).next_offset
-        # The controller may lack what it had before it restarted, so offsets may fall once, to the start.
-        if following == offset or following > total or 0 < following < offset:
+        # A controller that restarted may lack what it had, and another sender of the same content may be further.
+        setbacks += following <= offset
+        if setbacks > _MAX_SETBACKS or following > total:
             raise RemoteFault(f"the controller asks for byte {following} of a blob of {total} after byte {offset}")
         offset = following
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from fluster.errors import JobNotFound
 from fluster.rpc.client import ConnectClient
-from fluster.rpc.errors import WireError
 from fluster.rpc.gate import bearer, current_identity
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService, ControllerServiceASGIApplication
-from fluster.rpc.serve import RpcServer, connect_options
+from fluster.rpc.serve import connect_options
+from fluster.testing.serving import ServerThread
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 TOKEN = "correct-horse"
@@ -82,68 +82,6 @@ class Service(ControllerService):
             raise
 
 
-class Server:
-    """Serves on a thread until it is stopped; may be started again on its port."""
-
-    def __init__(self, service: Any, hosts: tuple[str, ...] = ()) -> None:
-        self.service = service
-        self.port = 0
-        self.refused: list[tuple[WireError, str, str]] = []
-        self._hosts = hosts
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.rpc: RpcServer | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> Server:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="test-server")
-        self._thread.start()
-        self.port = self.run(self._start())
-        return self
-
-    def stop(self) -> None:
-        if self._loop is None or self._thread is None or self.rpc is None:
-            return
-        self.run(self.rpc.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._loop = self._thread = self.rpc = None
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
-
-    def connections(self) -> list[Any]:
-        assert self.rpc is not None
-        return list(self.rpc._state.connections)
-
-    def break_connections(self) -> None:
-        """As a server that was killed leaves them."""
-
-        async def abort() -> None:
-            for connection in self.connections():
-                connection.transport.abort()
-            await asyncio.sleep(0)
-
-        self.run(abort())
-
-    async def _start(self) -> int:
-        application = ControllerServiceASGIApplication(self.service, **connect_options())
-        self.rpc = RpcServer(
-            [application],
-            authenticate,
-            port=self.port,
-            hosts=self._hosts,
-            refused=lambda error, path, client: self.refused.append((error, path, client)),
-        )
-        return await self.rpc.start()
-
-
 def authenticate(headers: Mapping[str, str]) -> str | None:
     """One admin, and guests who are called after their token."""
     token = bearer(headers)
@@ -158,14 +96,13 @@ def service() -> Service:
 
 
 @pytest.fixture
-def server(service: Service) -> Iterator[Server]:
-    server = Server(service).start()
-    yield server
-    server.stop()
+def server(service: Service) -> Iterator[ServerThread]:
+    with ServerThread(lambda: ControllerServiceASGIApplication(service, **connect_options()), authenticate) as server:
+        yield server
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[ConnectClient]:
+def client(server: ServerThread) -> Iterator[ConnectClient]:
     client = ConnectClient(server.address, SERVICE, token=TOKEN)
     yield client
     client.close()

@@ -29,9 +29,10 @@ from fluster.rpc import client as client_module
 from fluster.rpc import connection
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
+from fluster.testing.serving import ServerThread
 
 if TYPE_CHECKING:
-    from tests.cluster.rpc.conftest import Server, Service
+    from tests.cluster.rpc.conftest import Service
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 
@@ -79,7 +80,7 @@ def in_child(work: Callable[[], str]) -> str:
     return answer
 
 
-def test_a_call_is_answered_and_its_connection_kept(client: ConnectClient, server: Server) -> None:
+def test_a_call_is_answered_and_its_connection_kept(client: ConnectClient, server: ServerThread) -> None:
     assert [who(client) for _ in range(5)] == ["admin"] * 5
     assert len(server.connections()) == 1
 
@@ -90,14 +91,14 @@ def test_threads_share_one_client(client: ConnectClient, service: Service) -> No
     assert service.calls["ListWorkers"] == 200
 
 
-def test_a_call_on_a_broken_kept_connection_is_sent_again(client: ConnectClient, server: Server) -> None:
+def test_a_call_on_a_broken_kept_connection_is_sent_again(client: ConnectClient, server: ServerThread) -> None:
     who(client)
     server.break_connections()
     assert who(client, retry_s=0) == "admin"
 
 
 def test_a_request_whose_kept_connection_breaks_before_the_answer_is_sent_again_once(
-    client: ConnectClient, server: Server, service: Service
+    client: ConnectClient, server: ServerThread, service: Service
 ) -> None:
     who(client)
     service.on_call = lambda: [each.transport.abort() for each in server.connections()] and None  # type: ignore[assignment]
@@ -115,7 +116,7 @@ def test_an_address_where_nobody_ever_answered_fails_at_once() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_server_that_restarts_is_waited_for(client: ConnectClient, server: Server) -> None:
+def test_a_server_that_restarts_is_waited_for(client: ConnectClient, server: ServerThread) -> None:
     who(client)
     server.stop()
     timer = threading.Timer(0.3, server.start)
@@ -124,7 +125,7 @@ def test_a_server_that_restarts_is_waited_for(client: ConnectClient, server: Ser
     timer.join()
 
 
-def test_a_server_known_to_exist_is_waited_for_from_the_first_call(server: Server) -> None:
+def test_a_server_known_to_exist_is_waited_for_from_the_first_call(server: ServerThread) -> None:
     server.stop()
     client = ConnectClient(server.address, SERVICE, token="correct-horse", known=True, retry_s=20)
     timer = threading.Timer(0.3, server.start)
@@ -134,7 +135,7 @@ def test_a_server_known_to_exist_is_waited_for_from_the_first_call(server: Serve
     client.close()
 
 
-def test_a_server_that_stays_away_is_given_up_after_the_window(client: ConnectClient, server: Server) -> None:
+def test_a_server_that_stays_away_is_given_up_after_the_window(client: ConnectClient, server: ServerThread) -> None:
     who(client)
     server.stop()
     began = time.monotonic()
@@ -202,7 +203,7 @@ def test_what_a_server_did_not_expect_tells_the_caller_nothing_but_a_request_id(
     assert "secret" in caplog.text
 
 
-def test_a_stream_gives_its_messages_and_its_connection_back(client: ConnectClient, server: Server) -> None:
+def test_a_stream_gives_its_messages_and_its_connection_back(client: ConnectClient, server: ServerThread) -> None:
     assert list(follow(client)) == [b"line 0", b"line 1", b"line 2"]
     who(client)
     assert len(server.connections()) == 1
@@ -229,7 +230,9 @@ def test_closing_a_stream_early_ends_it_at_the_server(client: ConnectClient, ser
     assert service.cancelled.wait(5)
 
 
-def test_a_stream_that_breaks_is_unreachable_not_ended(client: ConnectClient, server: Server, service: Service) -> None:
+def test_a_stream_that_breaks_is_unreachable_not_ended(
+    client: ConnectClient, server: ServerThread, service: Service
+) -> None:
     stream = follow(client, follow=True)
     assert [next(stream) for _ in range(3)] == [b"line 0", b"line 1", b"line 2"]
     assert service.running.wait(5)
@@ -238,7 +241,9 @@ def test_a_stream_that_breaks_is_unreachable_not_ended(client: ConnectClient, se
         next(stream)
 
 
-def test_a_stopping_server_ends_streams_as_unavailable(client: ConnectClient, server: Server, service: Service) -> None:
+def test_a_stopping_server_ends_streams_as_unavailable(
+    client: ConnectClient, server: ServerThread, service: Service
+) -> None:
     stream = follow(client, follow=True)
     assert [next(stream) for _ in range(3)] == [b"line 0", b"line 1", b"line 2"]
     assert service.running.wait(5)
@@ -258,7 +263,7 @@ def test_a_message_over_the_servers_limit_is_refused(client: ConnectClient) -> N
     assert who(client) == "admin"
 
 
-def test_a_forked_child_uses_connections_of_its_own(client: ConnectClient, server: Server) -> None:
+def test_a_forked_child_uses_connections_of_its_own(client: ConnectClient, server: ServerThread) -> None:
     who(client)
     assert in_child(lambda: who(client)) == "admin"
     assert who(client, retry_s=0) == "admin"
@@ -285,7 +290,7 @@ def test_a_stream_stays_with_the_process_that_opened_it(client: ConnectClient) -
     assert list(stream) == [b"line 1", b"line 2"]
 
 
-def test_ctrl_c_ends_a_call_at_once(server: Server, service: Service) -> None:
+def test_ctrl_c_ends_a_call_at_once(server: ServerThread, service: Service) -> None:
     program = f"""
 import sys
 from fluster.rpc.client import ConnectClient
@@ -328,7 +333,7 @@ def test_closing_ends_the_calls_of_other_threads(client: ConnectClient, service:
         who(client)
 
 
-def test_closing_a_client_closes_what_is_idle(client: ConnectClient, server: Server) -> None:
+def test_closing_a_client_closes_what_is_idle(client: ConnectClient, server: ServerThread) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: who(client), range(40)))
     client.close()
@@ -336,7 +341,7 @@ def test_closing_a_client_closes_what_is_idle(client: ConnectClient, server: Ser
 
 
 def test_a_connection_idle_for_too_long_is_not_used_again(
-    client: ConnectClient, server: Server, monkeypatch: pytest.MonkeyPatch
+    client: ConnectClient, server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who(client)
     first = server.connections()

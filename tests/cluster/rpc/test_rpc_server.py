@@ -19,9 +19,10 @@ from fluster.rpc import edge
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.serve import RpcServer
+from fluster.testing.serving import ServerThread
 
 if TYPE_CHECKING:
-    from tests.cluster.rpc.conftest import Server, Service
+    from tests.cluster.rpc.conftest import Service
 
 TOKEN = "correct-horse"
 PATH = "/fluster.cluster.v1.ControllerService/"
@@ -30,14 +31,19 @@ PROTO = {"Content-Type": "application/proto", "Authorization": f"Bearer {TOKEN}"
 
 
 def post(
-    server: Server, method: str = "ListJobs", body: bytes = b"{}", headers: dict[str, str] = JSON, *, query: str = ""
+    server: ServerThread,
+    method: str = "ListJobs",
+    body: bytes = b"{}",
+    headers: dict[str, str] = JSON,
+    *,
+    query: str = "",
 ) -> tuple[int, dict[str, Any]]:
     status, content = ask(server, "POST", PATH + method + query, body, headers)
     return status, json.loads(content) if content else {}
 
 
 def ask(
-    server: Server, verb: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    server: ServerThread, verb: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
     connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
@@ -48,7 +54,7 @@ def ask(
         connection.close()
 
 
-def dial(server: Server) -> socket.socket:
+def dial(server: ServerThread) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=10)
 
 
@@ -63,11 +69,11 @@ def until_closed(peer: socket.socket) -> bytes:
     return said
 
 
-def test_json_over_plain_http_works(server: Server) -> None:
+def test_json_over_plain_http_works(server: ServerThread) -> None:
     assert post(server, body=b'{"namePrefix": "train"}') == (200, {"nextPageToken": "train"})
 
 
-def test_the_librarys_own_client_understands_answers_errors_and_streams(server: Server) -> None:
+def test_the_librarys_own_client_understands_answers_errors_and_streams(server: ServerThread) -> None:
     # In a process of its own, because the HTTP library under that client keeps a runtime for good.
     command = [sys.executable, "-c", GENERATED_CLIENT, server.address, TOKEN]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -102,7 +108,7 @@ with ControllerServiceClientSync(sys.argv[1]) as client:
 """
 
 
-def test_no_token_and_a_wrong_token_are_told_the_same(server: Server, service: Service) -> None:
+def test_no_token_and_a_wrong_token_are_told_the_same(server: ServerThread, service: Service) -> None:
     answers = [
         post(server, headers={"Content-Type": "application/json", **extra})
         for extra in (
@@ -120,7 +126,7 @@ def test_no_token_and_a_wrong_token_are_told_the_same(server: Server, service: S
 
 
 def test_a_token_in_the_url_is_refused_and_written_down_nowhere(
-    server: Server, service: Service, caplog: pytest.LogCaptureFixture
+    server: ServerThread, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
     for query in (f"?token={TOKEN}", f"?access_token={TOKEN}", f"?x=1&Authorization=Bearer%20{TOKEN}"):
@@ -131,7 +137,7 @@ def test_a_token_in_the_url_is_refused_and_written_down_nowhere(
     assert len(server.refused) == 3
 
 
-def test_a_foreign_host_is_turned_away_before_anything_else(server: Server, service: Service) -> None:
+def test_a_foreign_host_is_turned_away_before_anything_else(server: ServerThread, service: Service) -> None:
     hosts = (
         "evil.example",
         "evil.example:80",
@@ -146,12 +152,12 @@ def test_a_foreign_host_is_turned_away_before_anything_else(server: Server, serv
     assert service.calls["ListJobs"] == 0
 
 
-def test_all_names_of_the_loopback_are_known(server: Server) -> None:
+def test_all_names_of_the_loopback_are_known(server: ServerThread) -> None:
     hosts = ("localhost", "LOCALHOST:1", "127.0.0.1", f"127.0.0.1:{server.port}", "127.1.2.3:9", "[::1]:7077")
     assert [post(server, headers={**JSON, "Host": host})[0] for host in hosts] == [200] * len(hosts)
 
 
-def test_a_foreign_origin_is_refused_and_the_own_is_not(server: Server) -> None:
+def test_a_foreign_origin_is_refused_and_the_own_is_not(server: ServerThread) -> None:
     own = f"http://127.0.0.1:{server.port}"
     assert post(server, headers={**JSON, "Origin": own})[0] == 200
     for origin in ("http://evil.example", "null", "https://127.0.0.1", f"http://localhost:{server.port}", own + "0"):
@@ -162,30 +168,30 @@ def test_a_foreign_origin_is_refused_and_the_own_is_not(server: Server) -> None:
     "content_type",
     ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "", "application/grpc"],
 )
-def test_what_a_browsers_form_can_send_is_refused(server: Server, content_type: str) -> None:
+def test_what_a_browsers_form_can_send_is_refused(server: ServerThread, content_type: str) -> None:
     assert post(server, headers={**JSON, "Content-Type": content_type})[0] == 415
 
 
-def test_only_posts_are_calls(server: Server) -> None:
+def test_only_posts_are_calls(server: ServerThread) -> None:
     for verb in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS"):
         assert ask(server, verb, PATH + "ListJobs", headers=JSON)[0] == 405
 
 
-def test_health_needs_no_token(server: Server) -> None:
+def test_health_needs_no_token(server: ServerThread) -> None:
     assert ask(server, "GET", "/healthz") == (200, b"ok")
 
 
-def test_unknown_services_and_methods_are_not_found(server: Server) -> None:
+def test_unknown_services_and_methods_are_not_found(server: ServerThread) -> None:
     for target in ("/", "/nothing/here", PATH + "Nothing", "/fluster.cluster.v1.WorkerService/RunJob"):
         assert ask(server, "POST", target, b"{}", JSON)[0] == 404
 
 
-def test_a_forwarded_address_is_not_believed(server: Server) -> None:
+def test_a_forwarded_address_is_not_believed(server: ServerThread) -> None:
     post(server, headers={"Content-Type": "application/json", "X-Forwarded-For": "8.8.8.8", "Forwarded": "for=8.8.8.8"})
     assert [client.partition(":")[0] for _, _, client in server.refused] == ["127.0.0.1"]
 
 
-def test_handlers_know_who_asks(server: Server) -> None:
+def test_handlers_know_who_asks(server: ServerThread) -> None:
     clients = [
         ConnectClient(server.address, "fluster.cluster.v1.ControllerService", token=f"guest-{i}") for i in range(5)
     ]
@@ -198,7 +204,7 @@ def test_handlers_know_who_asks(server: Server) -> None:
         client.close()
 
 
-def test_an_unknown_json_field_is_named(server: Server) -> None:
+def test_an_unknown_json_field_is_named(server: ServerThread) -> None:
     status, error = post(server, body=b'{"namePrefx": "train"}')
     assert (status, error["code"]) == (400, "invalid_argument")
     assert "namePrefx" in error["message"]
@@ -218,28 +224,28 @@ def test_an_unknown_json_field_is_named(server: Server) -> None:
     ],
     ids=["truncated", "invalid UTF-8", "random", "invalid UTF-8 JSON", "half JSON", "deep", "wrong type", "enum"],
 )
-def test_what_is_no_message_is_an_invalid_argument(server: Server, headers: dict[str, str], body: bytes) -> None:
+def test_what_is_no_message_is_an_invalid_argument(server: ServerThread, headers: dict[str, str], body: bytes) -> None:
     status, error = post(server, body=body, headers=headers)
     assert (status, error["code"]) == (400, "invalid_argument")
     assert "Traceback" not in error["message"]
 
 
-def test_an_unknown_protobuf_field_is_passed_over(server: Server) -> None:
+def test_an_unknown_protobuf_field_is_passed_over(server: ServerThread) -> None:
     assert ask(server, "POST", PATH + "ListJobs", b"\xf8\x07\x01", PROTO)[0] == 200
 
 
-def test_a_gzipped_request_is_read(server: Server) -> None:
+def test_a_gzipped_request_is_read(server: ServerThread) -> None:
     body = gzip.compress(b'{"namePrefix": "zip"}')
     assert post(server, body=body, headers={**JSON, "Content-Encoding": "gzip"}) == (200, {"nextPageToken": "zip"})
 
 
-def test_a_small_body_that_unpacks_to_more_than_the_limit_is_refused(server: Server) -> None:
+def test_a_small_body_that_unpacks_to_more_than_the_limit_is_refused(server: ServerThread) -> None:
     body = gzip.compress(bytes(64 * 1024 * 1024))
     status, error = post(server, "PutBlob", body, {**PROTO, "Content-Encoding": "gzip"})
     assert (status, error["code"]) == (429, "resource_exhausted")
 
 
-def test_a_body_of_many_gzip_members_is_refused_at_once(server: Server) -> None:
+def test_a_body_of_many_gzip_members_is_refused_at_once(server: ServerThread) -> None:
     body = gzip.compress(b"") * 150_000
     began = time.monotonic()
     status, error = post(server, "PutBlob", body, {**PROTO, "Content-Encoding": "gzip"})
@@ -248,18 +254,18 @@ def test_a_body_of_many_gzip_members_is_refused_at_once(server: Server) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["zstd", "br", "deflate", "nonsense"])
-def test_an_encoding_that_is_not_offered_is_unimplemented(server: Server, encoding: str) -> None:
+def test_an_encoding_that_is_not_offered_is_unimplemented(server: ServerThread, encoding: str) -> None:
     status, error = post(server, headers={**JSON, "Content-Encoding": encoding})
     assert (status, error["code"]) == (501, "unimplemented")
 
 
-def test_a_body_over_the_limit_is_refused_and_the_server_lives(server: Server) -> None:
+def test_a_body_over_the_limit_is_refused_and_the_server_lives(server: ServerThread) -> None:
     status, error = post(server, "PutBlob", bytes(4 * 1024 * 1024 + 1), PROTO)
     assert (status, error["code"]) == (429, "resource_exhausted")
     assert post(server)[0] == 200
 
 
-def test_a_head_over_64_kib_is_refused_in_whatever_pieces_it_comes(server: Server) -> None:
+def test_a_head_over_64_kib_is_refused_in_whatever_pieces_it_comes(server: ServerThread) -> None:
     for head in (b"X-Long: " + b"a" * 8_000_000, b"".join(b"X-%d: %s\r\n" % (i, b"b" * 900) for i in range(200))):
         with dial(server) as peer:
             try:
@@ -273,7 +279,7 @@ def test_a_head_over_64_kib_is_refused_in_whatever_pieces_it_comes(server: Serve
     assert post(server)[0] == 200
 
 
-def test_endless_trailers_are_refused(server: Server) -> None:
+def test_endless_trailers_are_refused(server: ServerThread) -> None:
     head = f"POST {PATH}ListJobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     with dial(server) as peer:
         try:
@@ -290,7 +296,7 @@ def test_endless_trailers_are_refused(server: Server) -> None:
     ids=["silent", "line", "blank", "header"],
 )
 def test_a_connection_that_owes_its_head_is_closed(
-    server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.2)
     with dial(server) as peer:
@@ -298,7 +304,7 @@ def test_a_connection_that_owes_its_head_is_closed(
         assert until_closed(peer) == b""
 
 
-def test_a_head_dripped_byte_by_byte_gets_no_more_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_dripped_byte_by_byte_gets_no_more_time(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.5)
     with dial(server) as peer:
         peer.settimeout(0.05)
@@ -315,7 +321,7 @@ def test_a_head_dripped_byte_by_byte_gets_no_more_time(server: Server, monkeypat
         assert time.monotonic() - began < 5
 
 
-def test_a_body_that_does_not_come_closes_the_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_come_closes_the_connection(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge, "BODY_TIMEOUT_S", 0.2)
     with dial(server) as peer:
         peer.sendall(
@@ -326,7 +332,7 @@ def test_a_body_that_does_not_come_closes_the_connection(server: Server, monkeyp
 
 
 def test_a_long_poll_outlives_the_deadlines_for_requests(
-    server: Server, service: Service, client: ConnectClient, monkeypatch: pytest.MonkeyPatch
+    server: ServerThread, service: Service, client: ConnectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.1)
     monkeypatch.setattr(edge, "BODY_TIMEOUT_S", 0.1)
@@ -336,7 +342,7 @@ def test_a_long_poll_outlives_the_deadlines_for_requests(
 
 
 def test_of_too_many_strangers_the_oldest_go_and_known_callers_stay(
-    server: Server, client: ConnectClient, monkeypatch: pytest.MonkeyPatch
+    server: ServerThread, client: ConnectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge, "MAX_STRANGERS", 3)
     client.unary("ListWorkers", pb.ListWorkersRequest(), pb.ListWorkersResponse)
@@ -350,14 +356,14 @@ def test_of_too_many_strangers_the_oldest_go_and_known_callers_stay(
         stranger.close()
 
 
-def test_connections_send_without_delay(server: Server, client: ConnectClient) -> None:
+def test_connections_send_without_delay(server: ServerThread, client: ConnectClient) -> None:
     client.unary("ListWorkers", pb.ListWorkersRequest(), pb.ListWorkersResponse)
     (connection,) = server.connections()
     accepted = connection.transport.get_extra_info("socket")
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_caller_that_hangs_up_ends_its_call(server: Server, service: Service) -> None:
+def test_a_caller_that_hangs_up_ends_its_call(server: ServerThread, service: Service) -> None:
     with dial(server) as peer:
         peer.sendall(
             f"POST {PATH}WaitJobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -367,7 +373,7 @@ def test_a_caller_that_hangs_up_ends_its_call(server: Server, service: Service) 
     assert service.cancelled.wait(5)
 
 
-def test_stopping_ends_long_polls_at_once_and_tells_them_why(server: Server, service: Service) -> None:
+def test_stopping_ends_long_polls_at_once_and_tells_them_why(server: ServerThread, service: Service) -> None:
     body = b"{}"
     connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("POST", PATH + "WaitJobs", body, JSON)
@@ -380,16 +386,15 @@ def test_stopping_ends_long_polls_at_once_and_tells_them_why(server: Server, ser
     connection.close()
 
 
-def test_stopping_twice_is_harmless(server: Server) -> None:
-    rpc = server.rpc
-    assert rpc is not None
+def test_stopping_twice_is_harmless(server: ServerThread) -> None:
+    rpc = server.server
     server.run(rpc.stop())
     server.run(rpc.stop())
     with pytest.raises(ConnectionRefusedError):
         dial(server)
 
 
-def test_a_taken_port_is_an_error_not_an_exit(server: Server) -> None:
+def test_a_taken_port_is_an_error_not_an_exit(server: ServerThread) -> None:
     async def start() -> None:
         await RpcServer([], lambda _: None, port=server.port).start()
 
