@@ -39,6 +39,19 @@ def configure_cluster(
     return file
 
 
+def choose_cluster(cluster: str, *, environ: Mapping[str, str] | None = None) -> None:
+    """Makes a configured cluster, or an address, the default in the user's configuration.
+
+    Raises:
+        ValueError: The file has a form this cannot edit safely.
+        OSError: The file cannot be written.
+    """
+    file = user_config_file(environ)
+    text, old = _load(file)
+    lines = [f"cluster = {_quoted(cluster)}\n", *_without_default(text.splitlines(keepends=True))]
+    _save(file, "".join(lines), {**old, "cluster": cluster})
+
+
 def forget_cluster(name: str, *, environ: Mapping[str, str] | None = None) -> bool:
     """Removes a cluster from the user's configuration, as the default too; `False` when it was not there.
 
