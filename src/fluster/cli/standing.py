@@ -1,0 +1,150 @@
+"""The cluster that `up` keeps on this machine: its controller as a process of its own session, found again by files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluster.cli.places import state_home
+from fluster.cluster.controller.statelock import Holder
+from fluster.errors import FlusterError
+
+LOCK = "controller.lock"
+PREFERRED_PORT = 7077
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_START_S = 30.0
+_POLL_S = 0.02
+_LOG_TAIL_BYTES = 2_000
+_RECORD_BYTES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One such cluster, running or not.
+
+    Attributes:
+        name: In the configuration.
+        directory: Its controller's state directory.
+    """
+
+    name: str
+    directory: Path
+
+    @classmethod
+    def named(cls, name: str) -> Standing:
+        """The one of that name.
+
+        Raises:
+            ValueError: It is no name of one.
+        """
+        if not _NAME.fullmatch(name) or name in ("controller", "worker"):
+            raise ValueError(f"a cluster on this machine has a name of letters, digits and . _ -, got {name[:80]!r}")
+        return cls(name, state_home() / name)
+
+    @property
+    def token_file(self) -> Path:
+        """Holds the administrator's token."""
+        return self.directory / "admin.token"
+
+    @property
+    def log(self) -> Path:
+        """What the controller has to say."""
+        return self.directory / "controller.log"
+
+    def address(self) -> str | None:
+        """Where its controller serves, or served last."""
+        try:
+            return str(json.loads(self._announced.read_bytes())["address"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def holder(self) -> Holder | None:
+        """The controller's process; `None` when none runs."""
+        try:
+            found = Holder(**json.loads((self.directory / LOCK).read_bytes()[:_RECORD_BYTES]))
+        except (OSError, ValueError, TypeError):
+            return None
+        return found if found.runs_here() else None
+
+    def start(self, backend: str) -> str:
+        """Starts the controller, which outlives this process, and returns its address once it serves.
+
+        Raises:
+            FlusterError: It did not start; the text has the last line of its log.
+        """
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "fluster", "controller", "serve", "--backend", backend]
+        command += ["--state-dir", str(self.directory), "--port", str(self._port())]
+        with self._announced.open("wb") as announced, self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=announced,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,  # the terminal's Ctrl-C and end are not its own
+            )
+        try:
+            return self._served(process)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """It is down on purpose."""
+        self._announced.unlink(missing_ok=True)
+
+    @property
+    def _announced(self) -> Path:
+        return self.directory / "serving.json"
+
+    def _served(self, process: subprocess.Popen[bytes]) -> str:
+        deadline = time.monotonic() + _START_S
+        while (address := self.address()) is None:
+            if process.poll() is not None:
+                raise FlusterError(f"the controller did not start: {self._last_words()}\nits log is {self.log}")
+            if time.monotonic() > deadline:
+                raise FlusterError(f"the controller did not serve within {_START_S:.0f} s; its log is {self.log}")
+            time.sleep(_POLL_S)
+        process.returncode = 0  # it is on its own now; nobody here waits for its end
+        return address
+
+    def _port(self) -> int:
+        """The one it had, else the usual one, else any."""
+        served = (self.address() or "").rpartition(":")[2]
+        for port in (int(served) if served.isdigit() else 0, PREFERRED_PORT):
+            if port and _is_free(port):
+                return port
+        return 0
+
+    def _last_words(self) -> str:
+        try:
+            lines = self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it said nothing"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def short(path: Path) -> str:
+    """A path for people, with `~` for their home."""
+    home = os.path.expanduser("~")
+    return f"~{str(path)[len(home) :]}" if str(path).startswith(f"{home}/") else str(path)
