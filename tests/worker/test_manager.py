@@ -32,7 +32,6 @@ async def manager_of(path: Path, max_concurrent_jobs: int = 10) -> AsyncIterator
         yield manager
     finally:
         await manager.close()
-        await runtime.close()
 
 
 async def until(manager: JobManager, job_id: str, accept: Callable[[JobState], bool]) -> JobState:
@@ -317,5 +316,4 @@ async def test_a_manager_without_a_directory_leaves_nothing(tmp_path: Path, monk
     await manager.submit_job("job", ["sleep", "60"])
     await until(manager, "job", lambda job: job.state is TaskState.RUNNING)
     await manager.close()
-    await runtime.close()
     assert list(tmp_path.iterdir()) == []

@@ -91,6 +91,11 @@ class Attempts:
         """Every attempt, in the order in which they came."""
         return list(self._attempts.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of any attempt runs."""
+        return all(attempt.over for attempt in self._attempts.values())
+
     def accept(self, uid: str, spec: AttemptSpec, notes: Notes, report: ExitReport | None = None) -> Attempt:
         """Writes the attempt down and starts its life; one with a `report` has ended already."""
         folder = self._folders.of(uid)
@@ -153,8 +158,7 @@ class Attempts:
         )
         self._attempts[folder.uid] = attempt
         self._lives[folder.uid] = self._spawn(attempt.run())
-        if report is not None:
-            self._changed(True)
+        self._changed(report is not None)
         return attempt
 
     async def _take(self, step: Step, specs: Mapping[str, AttemptSpec | None]) -> None:

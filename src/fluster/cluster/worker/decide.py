@@ -173,9 +173,12 @@ def on_answer(session: Session, answer: Answer, *, seq: int, asked_at: float, no
 
 
 def on_failure(session: Session, *, now: float) -> Session:
-    """After a request that got no answer, or one that is not obeyed."""
+    """After a request that got no answer, or one that is not obeyed.
+
+    Whoever answers next may be another controller, whose versions count from anew.
+    """
     failures = session.failures + 1
-    return replace(session, failures=failures, not_before=now + pause_s(failures))
+    return replace(session, failures=failures, not_before=now + pause_s(failures), desired_version=0)
 
 
 def pause_s(failures: int) -> float:
@@ -222,4 +225,4 @@ def ask_at(session: Session, unreported: Unreported | None, waiting_requests: in
     if waiting_requests >= 2 or unreported is None:
         return None
     due = unreported.since if unreported.urgent else unreported.since + COALESCE_S
-    return max(session.not_before, due if waiting_requests else unreported.since)
+    return max(session.not_before, due)

@@ -34,7 +34,7 @@ class JobManager:
     """The attempts of one worker. All methods are called on one event loop.
 
     Args:
-        runtime: What runs them. Whoever made it closes it, after the manager.
+        runtime: What runs them; closed with the manager.
         max_concurrent_jobs: How many of `submit_job` run at a time, the rest waits; under a controller the worker
             reports it and the controller keeps to it.
         state_dir: Where attempts are kept; those found there are adopted. `None`: a temporary directory, removed by
@@ -78,12 +78,12 @@ class JobManager:
 
     async def close(self) -> None:
         """Lets go of the attempts, which go on unless their directory is a temporary one."""
-        if self._opening is None:
-            return
-        attempts = await self.open()
-        if self._temporary is not None:
-            await self.end_all(StopReason.LEAVING, grace_s=0.0)
-        await attempts.close()
+        if self._opening is not None:
+            attempts = await self.open()
+            if self._temporary is not None:
+                await self.end_all(StopReason.LEAVING, grace_s=0.0)
+            await attempts.close()
+        await self._site.runtime.close()
         if self._temporary is not None:
             await asyncio.to_thread(shutil.rmtree, self._temporary, ignore_errors=True)
 

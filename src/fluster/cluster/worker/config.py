@@ -1,0 +1,55 @@
+"""How a worker's daemon is run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def default_state_dir() -> Path:
+    """Of a worker started by hand."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "fluster" / "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What `worker serve` is told.
+
+    Attributes:
+        controller: Its address; `None`: a standalone worker.
+        token_file: Holds a join token, for a worker the controller does not know yet; of a standalone worker the
+            token its callers show (made when there is none).
+        state_dir: Kept: who this worker is, and its attempts.
+        runtime: "auto" or "process".
+        python: Interpreter of callables that ask for none; `None`: the daemon's own.
+        cpu, memory_bytes: What is offered; `None`: the machine's.
+        gpus: How many, or "auto" to look.
+        cpu_quota: Attempts get no more than their cpu even when cores are idle.
+        max_jobs: How many attempts at a time.
+        worker_id: `None`: made once and kept.
+        allocation_id: Of the backend that started this worker.
+        lifeline_fd: Once it reads end of file everything of this worker ends at once.
+        exit_when_idle: End when there has been no controller for a lease and nothing runs.
+        host, port: Of the worker's own service; port 0: any.
+        advertise_host: Where its jobs can be reached; `None`: as the controller sees this machine.
+    """
+
+    controller: str | None = None
+    token_file: Path | None = None
+    state_dir: Path = field(default_factory=default_state_dir)
+    runtime: str = "auto"
+    python: str | None = None
+    cpu: float | None = None
+    memory_bytes: int | None = None
+    gpus: int | str = "auto"
+    cpu_quota: bool = False
+    max_jobs: int = 1000
+    worker_id: str | None = None
+    allocation_id: str = ""
+    lifeline_fd: int | None = None
+    exit_when_idle: bool = False
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise_host: str | None = None

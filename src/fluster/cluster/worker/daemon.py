@@ -1,0 +1,97 @@
+"""The worker's process: puts its parts together, and ends as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from fluster.cluster.worker.config import WorkerConfig
+from fluster.cluster.worker.ending import StopReason
+from fluster.cluster.worker.gpu import GpuInventory, find_gpus
+from fluster.cluster.worker.joined import serve_joined
+from fluster.cluster.worker.lifecycle import GRACE_S
+from fluster.cluster.worker.manager import JobManager
+from fluster.cluster.worker.parts import Ending, OwnApi, Parts, spawn
+from fluster.cluster.worker.process_runtime import ProcessRuntime
+from fluster.cluster.worker.state import WorkerState
+from fluster.cluster.worker.variables import Surroundings
+
+
+def run(config: WorkerConfig) -> int:
+    """Serves until told to end; the exit code.
+
+    SIGTERM and SIGINT end a standalone worker with its jobs; a joined worker's attempts go on, for it to adopt when it
+    is started again on its state directory.
+
+    Raises:
+        AlreadyExists: Another worker runs on the state directory, or has this one's name.
+        NotPermitted: The controller accepts neither credential nor join token.
+        ValueError: An option breaks its rule.
+    """
+    if config.runtime not in ("auto", "process"):
+        raise ValueError(f"unknown runtime {config.runtime!r}; known are auto, process")
+    asyncio.run(_serve(config))
+    return 0
+
+
+def end(state_dir: Path) -> None:
+    """Ends everything that a worker, itself gone, left running on its state directory.
+
+    Raises:
+        AlreadyExists: The worker is there.
+    """
+    asyncio.run(_end(state_dir))
+
+
+async def _serve(config: WorkerConfig) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        state = stack.enter_context(contextlib.closing(WorkerState(config.state_dir, worker_id=config.worker_id)))
+        ending = Ending(config)
+        runtime = _runtime(config)
+        warm = spawn(stack, runtime.prepare())
+        gpus = await asyncio.to_thread(find_gpus, config.gpus) if config.gpus != 0 else GpuInventory()
+        parts = Parts(config, stack, state, ending, runtime, gpus, warm)
+        if config.controller is None:
+            await _serve_alone(parts)
+        else:
+            await serve_joined(parts, config.controller)
+
+
+async def _serve_alone(parts: Parts) -> None:
+    config = parts.config
+    has_gpus = parts.gpus.count > 0
+    around = Surroundings(parts.state.identity.worker_id, base=dict(os.environ), has_gpus=has_gpus)
+    manager = JobManager(
+        parts.runtime,
+        config.max_jobs,
+        state_dir=config.state_dir,
+        surroundings=around,
+        gpus=parts.gpus,
+        python=config.python,
+    )
+    parts.stack.push_async_callback(manager.close)
+    await manager.open()
+    api = OwnApi(config, parts.state, manager, joined=False)
+    parts.stack.push_async_callback(api.stop)
+    await api.start(config.port)
+    print(api.announcement(), flush=True)
+    await parts.ending.wait(manager, parts.warm)
+    await manager.end_all(StopReason.REQUESTED, grace_s=0.0 if parts.ending.by_lifeline else GRACE_S)
+
+
+async def _end(state_dir: Path) -> None:
+    with contextlib.closing(WorkerState(state_dir)):
+        manager = JobManager(_runtime(WorkerConfig(state_dir=state_dir)), state_dir=state_dir)
+        try:
+            await manager.end_all(StopReason.LEAVING, grace_s=0.0)
+        finally:
+            await manager.close()
+
+
+def _runtime(config: WorkerConfig) -> ProcessRuntime:
+    # The same for a restarted worker: its attempts' control groups bear it.
+    name = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
+    return ProcessRuntime(name, python=config.python, cpu_quota=config.cpu_quota, lifeline_fd=config.lifeline_fd)

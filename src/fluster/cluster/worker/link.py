@@ -1,0 +1,114 @@
+"""A worker's calls to its controller: a blocking client on a few threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from fluster.cluster.worker.delivery import sha256_of
+from fluster.cluster.worker.outcome import open_result
+from fluster.rpc.client import ConnectClient
+from fluster.rpc.gen.fluster.cluster.v1.controller_pb import (
+    GetBlobRequest,
+    GetBlobResponse,
+    PushLogsRequest,
+    PushLogsResponse,
+    PutBlobRequest,
+    PutBlobResponse,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+    SyncWorkerRequest,
+    SyncWorkerResponse,
+)
+
+_SERVICE = "fluster.cluster.v1.ControllerService"
+_CALL_S = 30.0
+_CHUNK = 1 << 20
+# Two long polls, a request of logs, a registration and a few transfers.
+_THREADS = 8
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ControllerLink:
+    """The controller at one address. Nothing is tried again here: when, and with what, is the callers' to decide."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._client = ConnectClient(address, _SERVICE, token=token, retry_s=0.0, known=True)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fluster-link")
+
+    @property
+    def address(self) -> str:
+        """`http://host:port`."""
+        return str(self._client.address)
+
+    def use_token(self, token: str) -> None:
+        """Of all calls from now on."""
+        self._client.token = token
+
+    async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
+        """RegisterWorker."""
+        call = self._client.unary
+        return await self._in_thread(call, "RegisterWorker", request, RegisterWorkerResponse, timeout_s=_CALL_S)
+
+    async def sync(self, request: SyncWorkerRequest, timeout_s: float) -> SyncWorkerResponse:
+        """SyncWorker; the controller may hold it."""
+        call = self._client.unary
+        return await self._in_thread(call, "SyncWorker", request, SyncWorkerResponse, timeout_s=timeout_s)
+
+    async def push_logs(self, request: PushLogsRequest) -> PushLogsResponse:
+        """PushLogs."""
+        call = self._client.unary
+        return await self._in_thread(call, "PushLogs", request, PushLogsResponse, timeout_s=_CALL_S)
+
+    async def put_blob(self, path: Path) -> str:
+        """Sends a file's content; its hash.
+
+        Raises:
+            BadOutcome: It is no regular file.
+        """
+        return await self._in_thread(self._put_blob, path)
+
+    async def get_blob(self, sha256: str, path: Path) -> None:
+        """Writes content to a file.
+
+        Raises:
+            ValueError: What came has another hash.
+        """
+        await self._in_thread(self._get_blob, sha256, path)
+
+    def close(self) -> None:
+        """Ends the calls that are waiting."""
+        self._client.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    def _put_blob(self, path: Path) -> str:
+        with open_result(path) as file:
+            sha256 = sha256_of(file)
+            size = file.seek(0, os.SEEK_END)
+            offset = 0
+            while True:
+                file.seek(offset)
+                request = PutBlobRequest(sha256=sha256, offset=offset, chunk=file.read(_CHUNK), total_size=size)
+                offset = self._client.unary("PutBlob", request, PutBlobResponse, timeout_s=_CALL_S).next_offset
+                if offset >= size:
+                    return sha256
+
+    def _get_blob(self, sha256: str, path: Path) -> None:
+        digest = hashlib.sha256()
+        request = GetBlobRequest(sha256=sha256)
+        with open(path, "wb") as file:
+            for message in self._client.stream("GetBlob", request, GetBlobResponse, idle_timeout_s=_CALL_S):
+                digest.update(message.chunk)
+                file.write(message.chunk)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"what came for {sha256} has another hash")

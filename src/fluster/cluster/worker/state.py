@@ -1,0 +1,156 @@
+"""A worker's state directory: one daemon at a time, who it is, whom it obeyed last and until when."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fluster.cluster.attempt import proc
+from fluster.cluster.attempt.files import write_atomically
+from fluster.cluster.ids import WorkerId
+from fluster.cluster.tokens import new_secret, secret_sha256, worker_token
+from fluster.errors import AlreadyExists
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this worker is, kept for as long as its state directory.
+
+    Attributes:
+        secret: Made here; the controller keeps its hash.
+        registered: A controller has accepted it.
+    """
+
+    worker_id: str
+    secret: str
+    registered: bool = False
+
+    @property
+    def token(self) -> str:
+        """What it sends once it is registered."""
+        return worker_token(WorkerId(self.worker_id), self.secret)
+
+    @property
+    def sha256(self) -> str:
+        """What the controller is told."""
+        return secret_sha256(self.secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """The last answer that was obeyed.
+
+    Attributes:
+        epoch: Highest of any controller obeyed.
+        boot: Of the machine; a steady clock means nothing beyond it.
+        lease_until: On the worker's steady clock; a little early.
+    """
+
+    epoch: int = 0
+    boot: str = ""
+    lease_s: float = 0.0
+    lease_until: float = 0.0
+
+
+class WorkerState:
+    """The directory of one worker, locked while it is open; a context manager.
+
+    Raises:
+        AlreadyExists: Another daemon runs on it.
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, *, worker_id: str | None = None) -> None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self._lock = _lock(path / LOCK)
+        try:
+            self.identity = self._load_identity(worker_id)
+            self.contact = self._load_contact()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Unlocks it."""
+        os.close(self._lock)
+
+    def registered(self) -> None:
+        """Notes that a controller has accepted this worker."""
+        if not self.identity.registered:
+            self._write_identity(replace(self.identity, registered=True))
+
+    def obey(self, epoch: int, lease_s: float, lease_until: float) -> None:
+        """Notes an answer before it is obeyed; a new epoch at once, the lease now and then."""
+        last = self.contact
+        if epoch == last.epoch and lease_s == last.lease_s and lease_until - last.lease_until < lease_s / 10:
+            return
+        self.contact = Contact(epoch, proc.boot_id(), lease_s, lease_until)
+        durable = epoch != last.epoch
+        write_atomically(self.path / _CONTACT, json.dumps(asdict(self.contact)).encode(), durable=durable)
+
+    def _load_identity(self, worker_id: str | None) -> Identity:
+        fields = _read(self.path / _IDENTITY)
+        if fields is not None:
+            found = Identity(**fields)
+            if worker_id is not None and found.worker_id != worker_id:
+                raise AlreadyExists(f"{self.path} belongs to worker {found.worker_id!r}, not to {worker_id!r}")
+            return found
+        identity = Identity(worker_id or f"w-{secrets.token_hex(6)}", new_secret())
+        self._write_identity(identity)
+        return identity
+
+    def _write_identity(self, identity: Identity) -> None:
+        self.identity = identity
+        write_atomically(self.path / _IDENTITY, json.dumps(asdict(identity)).encode(), durable=True)
+
+    def _load_contact(self) -> Contact:
+        fields = _read(self.path / _CONTACT)
+        contact = Contact(**fields) if fields is not None else Contact()
+        if contact.boot != proc.boot_id():
+            return replace(contact, boot=proc.boot_id(), lease_until=0.0)
+        return contact
+
+
+LOCK = "lock"
+_IDENTITY, _CONTACT = "identity.json", "contact.json"
+
+
+def steady_clock(*, same_machine: bool) -> Clock:
+    """A clock for leases, the same for all daemons of one boot.
+
+    Time that the machine sleeps counts, for a controller elsewhere does not sleep with it.
+    """
+    if same_machine or not hasattr(time, "CLOCK_BOOTTIME"):
+        return time.monotonic
+    return lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise AlreadyExists(f"another worker (process {holder}) runs on {path.parent}") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        fields: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return fields
