@@ -115,6 +115,7 @@ class _GpuCount(click.ParamType[int | str]):
 @click.option("--cpu", type=float, metavar="N", help="Cores it offers.  [default: all]")
 @click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
 @click.option("--gpus", type=_GpuCount(), default="auto", show_default=True, metavar="N", help="GPUs it offers.")
+@click.option("--cpu-quota", is_flag=True, help="Jobs get no more than their cpu, even on idle cores.")
 def worker_serve(
     controller: str,
     token_file: Path | None,
@@ -124,6 +125,7 @@ def worker_serve(
     cpu: float | None,
     memory: str | None,
     gpus: int | str,
+    cpu_quota: bool,
 ) -> int:
     """Run a worker on this machine in the foreground.
 
@@ -133,7 +135,7 @@ def worker_serve(
     from fluster.cluster.context import normal_address
     from fluster.cluster.validation import check_cpu, parse_bytes
     from fluster.cluster.worker.config import WorkerConfig
-    from fluster.cluster.worker.daemon import run
+    from fluster.cluster.worker.main import run
 
     _log_to_stderr()
     config = WorkerConfig(
@@ -145,6 +147,7 @@ def worker_serve(
         cpu=check_cpu(cpu) if cpu is not None else None,
         memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,
         gpus=gpus,
+        cpu_quota=cpu_quota,
     )
     return run(config)
 
