@@ -39,6 +39,7 @@ class Controller(ControllerService):
         self.blobs: dict[str, bytearray] = {}
         self.chunks: list[int] = []
         self.lines: dict[str, list[pb.LogLine]] = {}
+        self.cursors: list[int] = []  # how many came with each request for logs
         self.events: list[pb.Event] = []
         self.endpoints: dict[str, pb.Endpoint] = {}
         self.renewals: list[list[str]] = []
@@ -211,6 +212,7 @@ class Controller(ControllerService):
         """One line a message."""
         self._note("FetchLogs")
         job = self._job(request.job_id)
+        self.cursors.append(len(request.cursors))
         seen = {(each.task, each.attempt, each.stream): each.offset for each in request.cursors}
         left = self.break_stream_after.pop(0) if self.break_stream_after else None
         skip = len(self.lines.get(request.job_id, [])) - request.tail if request.has_field("tail") else 0

@@ -268,6 +268,16 @@ def test_every_other_end_is_a_failed_job(cluster: Cluster, controller: Controlle
     assert caught.value.cause == Cause[cause.name]
 
 
+def test_an_exception_without_an_outcome_of_its_own_is_a_failed_job(cluster: Cluster, controller: Controller) -> None:
+    without, with_value = cluster.submit(add, 1), cluster.submit(add, 1)
+    controller.finish(without.job_id, types_pb.Cause.EXCEPTION, message="ValueError: no")
+    controller.run(with_value.job_id)
+    controller.finish(with_value.job_id, types_pb.Cause.EXCEPTION, message="ValueError: no")
+    for job in (without, with_value):
+        with pytest.raises(JobFailed, match="ValueError: no"):
+            job.result()
+
+
 def test_a_large_result_arrives_whole_through_broken_streams(cluster: Cluster, controller: Controller) -> None:
     job = cluster.submit(bytes, 1_000_000)
     controller.run(job.job_id)

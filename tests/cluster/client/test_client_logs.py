@@ -91,6 +91,8 @@ def test_broken_streams_leave_no_gap_and_no_double(
     found = [(line.task, line.stream, line.data) for line in cluster.logs(job_id, follow=follow)]
     assert controller.break_stream_after == []
     assert len(found) == len(set(found)) == 180
+    assert controller.cursors[0] == 0
+    assert controller.cursors[-1] > 0
 
 
 def test_a_tail_cut_off_in_the_middle_shows_nothing_older(

@@ -31,6 +31,7 @@ class Service(ControllerService):
         self.running = threading.Event()
         self.failure: BaseException | None = None
         self.on_call: Callable[[], None] = lambda: None
+        self.peer: str | None = None  # who called last, "host:port"
 
     async def get_job_status(self, request: pb.GetJobStatusRequest, ctx: Any) -> pb.GetJobStatusResponse:
         self.calls["GetJobStatus"] += 1
@@ -42,6 +43,7 @@ class Service(ControllerService):
     async def list_workers(self, request: pb.ListWorkersRequest, ctx: Any) -> pb.ListWorkersResponse:
         """Its worker's id is the caller's name."""
         self.calls["ListWorkers"] += 1
+        self.peer = ctx.client_address
         self.on_call()
         return pb.ListWorkersResponse(workers=[pb.WorkerInfo(worker_id=current_identity(str))])
 

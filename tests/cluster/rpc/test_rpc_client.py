@@ -263,10 +263,15 @@ def test_a_message_over_the_servers_limit_is_refused(client: ConnectClient) -> N
     assert who(client) == "admin"
 
 
-def test_a_forked_child_uses_connections_of_its_own(client: ConnectClient, server: ServerThread) -> None:
+def test_a_forked_child_uses_connections_of_its_own(
+    client: ConnectClient, server: ServerThread, service: Service
+) -> None:
+    callers: list[object] = []
+    service.on_call = lambda: callers.append(service.peer)
     who(client)
     assert in_child(lambda: who(client)) == "admin"
     assert who(client, retry_s=0) == "admin"
+    assert callers[0] == callers[2] != callers[1]
     until(lambda: len(server.connections()) == 1)
 
 
@@ -341,13 +346,15 @@ def test_closing_a_client_closes_what_is_idle(client: ConnectClient, server: Ser
 
 
 def test_a_connection_idle_for_too_long_is_not_used_again(
-    client: ConnectClient, server: ServerThread, monkeypatch: pytest.MonkeyPatch
+    client: ConnectClient, server: ServerThread, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    callers: list[object] = []
+    service.on_call = lambda: callers.append(service.peer)
     who(client)
-    first = server.connections()
+    who(client)
     monkeypatch.setattr(connection, "IDLE_S", 0.0)
-    assert who(client) == "admin"
-    until(lambda: not set(first) & set(server.connections()))
+    who(client)
+    assert callers[0] == callers[1] != callers[2]
 
 
 def test_a_clone_can_be_closed_alone(client: ConnectClient) -> None:

@@ -125,6 +125,18 @@ def test_no_token_and_a_wrong_token_are_told_the_same(server: ServerThread, serv
     assert service.calls["ListJobs"] == 0
 
 
+def test_two_tokens_or_two_hosts_are_nobodys(server: ServerThread, service: Service) -> None:
+    wrong = ["Authorization: Bearer wrong", f"Authorization: Bearer {TOKEN}"]
+    hosts = ["Host: evil.example", "Host: localhost"]
+    for twice, once, status in ((wrong, hosts[1:], b"401"), (hosts, wrong[1:], b"421")):
+        for pair in (twice, twice[::-1]):
+            lines = [f"POST {PATH}ListJobs HTTP/1.1", *pair, *once, "Content-Type: application/json"]
+            with dial(server) as peer:
+                peer.sendall("\r\n".join([*lines, "Content-Length: 2", "", "{}"]).encode())
+                assert peer.recv(65536).startswith(b"HTTP/1.1 " + status)
+    assert service.calls["ListJobs"] == 0
+
+
 def test_a_token_in_the_url_is_refused_and_written_down_nowhere(
     server: ServerThread, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -279,6 +291,15 @@ def test_a_head_over_64_kib_is_refused_in_whatever_pieces_it_comes(server: Serve
     assert post(server)[0] == 200
 
 
+def test_a_head_over_the_limit_is_refused_although_it_comes_in_one_packet(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "MAX_HEAD_BYTES", 1000)
+    with dial(server) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 1200 + b"\r\n\r\n")
+        assert until_closed(peer).startswith(b"HTTP/1.1 431 ")
+
+
 def test_endless_trailers_are_refused(server: ServerThread) -> None:
     head = f"POST {PATH}ListJobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     with dial(server) as peer:
@@ -301,6 +322,19 @@ def test_a_connection_that_owes_its_head_is_closed(
     monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.2)
     with dial(server) as peer:
         peer.sendall(sent)
+        assert until_closed(peer) == b""
+
+
+def test_a_kept_connection_that_sends_but_asks_nothing_is_closed(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.2)
+    with dial(server) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += peer.recv(65536)
+        peer.sendall(b"\r\n")
         assert until_closed(peer) == b""
 
 
