@@ -40,7 +40,7 @@ class Worker:
     """What the daemon is made of; `done` ends when Sync does."""
 
     def __init__(
-        self, state_dir: Path, address: str, *, join_token: str | None = JOIN, idle_exit: bool = False
+        self, state_dir: Path, address: str, *, join_token: str | None = JOIN, idle_exit_s: float | None = None
     ) -> None:
         self.now = time.monotonic
         self.state = WorkerState(state_dir, worker_id="w-test")
@@ -51,7 +51,7 @@ class Worker:
             RegisterWorkerRequest(resources=WorkerResources(cpu=2.0)),
             join_token=lambda: join_token,
             clock=lambda: self.now(),
-            idle_exit=idle_exit,
+            idle_exit_s=idle_exit_s,
         )
         shipper = LogShipper(self.link.push_logs)
         self.manager = JobManager(
@@ -383,7 +383,7 @@ async def test_a_refused_worker_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_worker_without_controller_and_work_ends_if_told_to(tmp_path: Path) -> None:
-    async with controller(lease_s=1.0) as fake, worker(tmp_path, fake.address, idle_exit=True) as idle:
+    async with controller(lease_s=1.0) as fake, worker(tmp_path, fake.address, idle_exit_s=0.5) as idle:
         await fake.until(lambda: fake.syncs)
         await fake.stop()
         async with asyncio.timeout(WITHIN_S):

@@ -31,7 +31,8 @@ class WorkerConfig:
         worker_id: `None`: made once and kept.
         allocation_id: Of the backend that started this worker.
         lifeline_fd: Once it reads end of file everything of this worker ends at once.
-        exit_when_idle: End when there has been no controller for a lease and nothing runs.
+        exit_when_idle_s: End when nothing runs and there has been no controller for so long, and for a lease; `None`:
+            wait for one forever.
         host, port: Of the worker's own service; port 0: any.
         advertise_host: Where its jobs can be reached; `None`: as the controller sees this machine.
     """
@@ -49,7 +50,7 @@ class WorkerConfig:
     worker_id: str | None = None
     allocation_id: str = ""
     lifeline_fd: int | None = None
-    exit_when_idle: bool = False
+    exit_when_idle_s: float | None = None
     host: str = "127.0.0.1"
     port: int = 0
     advertise_host: str | None = None

@@ -38,7 +38,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         _about(parts, network.joined(config.host, port), advertise_host),
         join_token=lambda: _read_token(config.token_file),
         clock=steady_clock(same_machine=network.is_loopback(advertise_host)),
-        idle_exit=config.exit_when_idle,
+        idle_exit_s=config.exit_when_idle_s,
     )
     shipper = LogShipper(link.push_logs)
     manager = JobManager(

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--worker-id")
     serve.add_argument("--allocation-id")
     serve.add_argument("--lifeline-fd", type=int)
-    serve.add_argument("--exit-when-idle", action="store_true")
+    serve.add_argument("--exit-when-idle", dest="exit_when_idle_s", type=float, metavar="SECONDS")
     serve.add_argument("--host")
     serve.add_argument("--port", type=int)
     serve.add_argument("--advertise-host")

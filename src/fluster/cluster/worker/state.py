@@ -122,6 +122,8 @@ class WorkerState:
 
 
 LOCK = "lock"
+# Whoever asks whether the lock is held holds it for an instant.
+_LOCK_S = 0.3
 _IDENTITY, _CONTACT = "identity.json", "contact.json"
 
 
@@ -137,15 +139,24 @@ def steady_clock(*, same_machine: bool) -> Clock:
 
 def _lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise AlreadyExists(f"another worker (process {holder}) runs on {path.parent}") from None
+    deadline = time.monotonic() + _LOCK_S
+    while not _try_lock(descriptor):
+        if time.monotonic() >= deadline:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise AlreadyExists(f"another worker (process {holder}) runs on {path.parent}")
+        time.sleep(0.01)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -28,8 +29,6 @@ _log = logging.getLogger(__name__)
 
 # So long the ends of a leaving worker's attempts are reported; then the machine is given back anyway.
 _FAREWELL_S = 15.0
-# A worker that never had a lease waits so long for one.
-_FIRST_LEASE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ class Sync:
         about: What registering says; ids and the credential's hash are filled in here.
         join_token: Lets an unknown worker register; `None`: there is none.
         clock: Steady, the same for all daemons of one boot.
-        idle_exit: End once the lease has run out and nothing runs.
+        idle_exit_s: End when nothing runs, the lease has run out, and no controller was there for so long; `None`:
+            never.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Sync:
         *,
         join_token: Callable[[], str | None],
         clock: Clock,
-        idle_exit: bool = False,
+        idle_exit_s: float | None = None,
     ) -> None:
         self._link = link
         self._state = state
         self._about = about
         self._join_token = join_token
         self._clock = clock
-        self._idle_exit = idle_exit
+        self._idle_exit_s = idle_exit_s
         contact = state.contact
         self._session = Session(contact.epoch, contact.lease_s, contact.lease_until)
         self._is_registered = False
@@ -131,11 +131,14 @@ class Sync:
             raise self._refusal
         if self._leaving_until is not None:
             return not attempts.all() or (attempts.idle and self._clock() >= self._leaving_until)
-        return self._idle_exit and attempts.idle and self._clock() >= self._idle_until()
+        return attempts.idle and self._clock() >= self._idle_until()
 
     def _idle_until(self) -> float:
-        """When a worker without a controller has waited for one long enough."""
-        return max(self._session.lease_until, self._started_at + (self._session.lease_s or _FIRST_LEASE_S))
+        """When a worker with nothing to do has waited for a controller long enough."""
+        if self._idle_exit_s is None:
+            return math.inf
+        last_heard = max(self._started_at, self._session.lease_until - self._session.lease_s)
+        return max(self._session.lease_until, last_heard + self._idle_exit_s)
 
     # Asking.
 
@@ -287,7 +290,7 @@ class Sync:
         now = self._clock()
         # Of the moments other than the next request only those ahead matter: what they bring has been looked at.
         ahead = [self._session.lease_until, self._idle_until(), self._leaving_until or 0.0]
-        due = [each for each in ahead if each > now]
+        due = [each for each in ahead if now < each < math.inf]
         if (request := self._next_request()) is not None:
             due.append(request)
         try:

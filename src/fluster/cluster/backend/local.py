@@ -1,0 +1,272 @@
+"""The backend whose machines are all this one: each VM is a worker process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fluster.cluster.attempt.files import write_atomically
+from fluster.cluster.backend import processes
+from fluster.cluster.ids import AllocationId, VMId
+from fluster.cluster.observed import VMInfo
+from fluster.cluster.resources import GpuConfig, ResourceConfig
+from fluster.cluster.states import VMStatus
+from fluster.cluster.validation import check_name
+from fluster.cluster.worker import files, network
+from fluster.cluster.worker.folder import delete
+from fluster.errors import FlusterError, Unreachable
+from fluster.rpc.client import ConnectClient
+from fluster.rpc.gen.fluster.cluster.v1.worker_pb import (
+    WorkerServiceHealthCheckRequest,
+    WorkerServiceHealthCheckResponse,
+)
+
+_log = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_WORKERS, _ALLOCATION, _JOIN_TOKEN = "workers", "allocation.json", "join.token"
+_ONLY_ONE = AllocationId("local")
+_LOOK_S = 0.02
+# From SIGTERM on a worker has its attempts' grace and some time of its own.
+_END_GRACE_S = 15.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_STEADY_S = 10.0
+_HEALTH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Allocation:
+    """What was asked for, kept in the worker's directory."""
+
+    cpu: float
+    memory_bytes: int
+    gpus: int
+    port: int
+
+
+@dataclass(slots=True)
+class _Vm:
+    directory: Path
+    allocation: _Allocation
+    keeper: asyncio.Task[None]
+
+
+class LocalBackend:
+    """Workers as processes of this machine, each in a session of its own.
+
+    They outlive this process and are found again by their directories; one that dies is started again on its directory
+    until its VM is released. All methods are called on one event loop.
+
+    Args:
+        state_dir: Workers live in `workers/<allocation id>` below it; `None`: a temporary one, gone with all workers
+            at `close`.
+        controller_url: What workers join; `None`: standalone workers.
+        join_token: Makes the token that the worker of an allocation joins with.
+        python: Interpreter of the workers' daemons.
+        lifeline_fd: Passed on to workers: once it reads end of file they end with all they run.
+        lease_s: Workers end when nothing runs and there has been no controller for so long.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path | str | None = None,
+        *,
+        controller_url: str | None = None,
+        join_token: Callable[[AllocationId], str] | None = None,
+        python: str = sys.executable,
+        lifeline_fd: int | None = None,
+        lease_s: float = 300.0,
+    ) -> None:
+        self._temporary = tempfile.mkdtemp(prefix="fluster-local-") if state_dir is None else None
+        self._workers = Path(self._temporary or state_dir or "") / _WORKERS
+        self._controller_url = controller_url
+        self._join_token = join_token
+        self._python = python
+        self._lifeline_fd = lifeline_fd
+        self._lease_s = lease_s
+        self._vms: dict[VMId, _Vm] | None = None
+
+    async def allocate(self, resources: ResourceConfig, *, allocation_id: AllocationId | None = None) -> VMInfo:
+        """Starts a worker that offers `resources`; returns before it is ready. Without an id there is one VM in all."""
+        vm_id = VMId(check_name(allocation_id or _ONLY_ONE, "allocation_id"))
+        vms = self._found()
+        if vm_id not in vms:
+            vms[vm_id] = self._keep(vm_id, self._write(vm_id, resources))
+        return self._info(vm_id)
+
+    async def release(self, vm_id: VMId) -> None:
+        """Ends the worker with everything it runs; returns when nothing is left."""
+        vm = self._found().get(vm_id)
+        if vm is None:
+            return
+        files.release(vm.directory)
+        await asyncio.to_thread(processes.end_worker, vm.directory, self._python, patience_s=0.0, grace_s=_END_GRACE_S)
+        await _cancel(vm.keeper)
+        await asyncio.to_thread(delete, vm.directory)
+        self._found().pop(vm_id, None)
+
+    async def get_status(self, vm_id: VMId) -> VMInfo:
+        """How the VM stands; one that is unknown, or whose worker has left, is gone."""
+        return self._info(vm_id)
+
+    async def list_vms(self) -> list[VMInfo]:
+        """Every VM with a directory here."""
+        infos = [self._info(vm_id) for vm_id in self._found()]
+        return [info for info in infos if info.status is not VMStatus.GONE]
+
+    async def wait_ready(self, vm_id: VMId, timeout: float = 300.0) -> None:
+        """Returns when the worker answers.
+
+        Raises:
+            TimeoutError: It did not within `timeout` seconds; the message ends with its log.
+            FlusterError: It is gone.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self._answers(vm_id):
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise TimeoutError(
+                f"the worker of {vm_id!r} did not answer in {timeout:g} s; {self._said(vm_id)}"
+            ) from None
+
+    async def close(self) -> None:
+        """Lets go of the workers, which go on (those of a temporary directory are ended)."""
+        vms = self._vms or {}
+        if self._temporary is not None:
+            for vm_id in list(vms):
+                await self.release(vm_id)
+            with contextlib.suppress(OSError):
+                os.rmdir(self._workers)
+            os.rmdir(self._temporary)
+        for vm in vms.values():
+            await _cancel(vm.keeper)
+        self._vms = {}
+
+    def _found(self) -> dict[VMId, _Vm]:
+        """The VMs; the first time those that an earlier process left."""
+        if self._vms is None:
+            self._workers.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._vms = {}
+            for name in sorted(os.listdir(self._workers)):
+                if (allocation := _read_allocation(self._workers / name)) is not None:
+                    self._vms[VMId(name)] = self._keep(VMId(name), allocation)
+        return self._vms
+
+    def _write(self, vm_id: VMId, resources: ResourceConfig) -> _Allocation:
+        gpus = resources.device.count if isinstance(resources.device, GpuConfig) else 0
+        allocation = _Allocation(resources.cpu, resources.memory_bytes, gpus, network.free_port(_HOST))
+        directory = self._workers / vm_id
+        directory.mkdir(mode=0o700, exist_ok=True)
+        # Last: a directory without it was never a VM.
+        write_atomically(directory / _ALLOCATION, json.dumps(asdict(allocation)).encode())
+        return allocation
+
+    def _keep(self, vm_id: VMId, allocation: _Allocation) -> _Vm:
+        directory = self._workers / vm_id
+        return _Vm(directory, allocation, asyncio.create_task(self._keep_running(vm_id, directory, allocation)))
+
+    async def _keep_running(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> None:
+        """Starts the worker, or finds the one that runs; starts it again when it dies."""
+        pause_s = _FIRST_PAUSE_S
+        while not (files.is_released(directory) or files.has_left(directory)):
+            started_at = time.monotonic()
+            pid = processes.holder(directory)
+            if pid is None:
+                command = self._command(vm_id, directory, allocation)
+                pid = processes.start(command, directory, lifeline_fd=self._lifeline_fd)
+                _log.info("started the worker of %s as process %s", vm_id, pid)
+            await processes.wait_gone(pid)
+            if files.is_released(directory) or files.has_left(directory):
+                return
+            _log.warning("the worker of %s ended; it is started again", vm_id)
+            steady = time.monotonic() - started_at > _STEADY_S
+            pause_s = _FIRST_PAUSE_S if steady else min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    def _command(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> list[str]:
+        command = [self._python, "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
+        command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
+        command += ["--cpu", str(allocation.cpu), "--memory", str(allocation.memory_bytes)]
+        command += ["--gpus", str(allocation.gpus) if allocation.gpus else "auto"]
+        if self._controller_url is not None:
+            command += ["--controller", self._controller_url, "--allocation-id", vm_id]
+            command += ["--exit-when-idle", str(self._lease_s)]
+            if self._join_token is not None:
+                token_file = directory / _JOIN_TOKEN
+                write_atomically(token_file, self._join_token(AllocationId(vm_id)).encode())
+                command += ["--token-file", str(token_file)]
+        if self._lifeline_fd is not None:
+            command += ["--lifeline-fd", str(self._lifeline_fd)]
+        return command
+
+    def _info(self, vm_id: VMId) -> VMInfo:
+        vm = self._found().get(vm_id)
+        if vm is None or files.has_left(vm.directory):
+            return VMInfo(vm_id, "", VMStatus.GONE)
+        service = files.ServiceFile.read(vm.directory)
+        serves = service is not None and service.pid == processes.holder(vm.directory)
+        address = service.address if service is not None and serves else network.joined(_HOST, vm.allocation.port)
+        resources = ResourceConfig(cpu=vm.allocation.cpu, memory=vm.allocation.memory_bytes)
+        return VMInfo(vm_id, address, VMStatus.READY if serves else VMStatus.STARTING, resources, (address,))
+
+    async def _answers(self, vm_id: VMId) -> bool:
+        vm, info = self._found().get(vm_id), self._info(vm_id)
+        if vm is None or info.status is VMStatus.GONE:
+            raise FlusterError(f"there is no VM {vm_id!r}: it was released, or its worker has left")
+        return info.status is VMStatus.READY and await asyncio.to_thread(_is_healthy, vm.directory)
+
+    def _said(self, vm_id: VMId) -> str:
+        try:
+            lines = (self._workers / vm_id / processes.LOG).read_text(errors="replace").splitlines()
+        except OSError:
+            return "it has no log"
+        return "its log ends: " + "\n".join(lines[-5:])
+
+
+def stop_local_workers(state_dir: Path | str, python: str = sys.executable) -> None:
+    """Ends every worker that a `LocalBackend` left running below `state_dir`, with all they run. Blocks."""
+    workers = Path(state_dir) / _WORKERS
+    for directory in sorted(workers.glob("*")):
+        # Their lifeline may have ended already, which they see by themselves.
+        processes.end_worker(directory, python, patience_s=2.0, grace_s=_END_GRACE_S)
+        delete(directory)
+    with contextlib.suppress(OSError):
+        os.rmdir(workers)
+
+
+def _read_allocation(directory: Path) -> _Allocation | None:
+    try:
+        return _Allocation(**json.loads((directory / _ALLOCATION).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_healthy(directory: Path) -> bool:
+    service = files.ServiceFile.read(directory)
+    if service is None:
+        return False
+    try:
+        token = Path(service.token_file).read_text().strip()
+        client = ConnectClient(service.address, "fluster.cluster.v1.WorkerService", token=token, retry_s=0.0)
+        with contextlib.closing(client):
+            answer = client.unary(
+                "HealthCheck", WorkerServiceHealthCheckRequest(), WorkerServiceHealthCheckResponse, timeout_s=_HEALTH_S
+            )
+    except (Unreachable, TimeoutError, OSError):
+        return False
+    return answer.healthy
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
