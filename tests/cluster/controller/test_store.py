@@ -31,11 +31,10 @@ from fluster.cluster.controller.core.rows import (
     TaskRow,
     TokenRow,
     WorkerRow,
-    WorkerStatus,
 )
 from fluster.cluster.controller.store import JobCursor, Store, StoreFailed, columns
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
-from fluster.cluster.states import JobStatus
+from fluster.cluster.states import JobStatus, WorkerStatus
 
 
 @pytest.fixture

@@ -175,9 +175,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
         assert store._read("SELECT name FROM sqlite_schema WHERE name = 'extra'") == []
 
 
-def test_a_locked_database_is_named_and_can_be_used_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_database_is_named_and_can_be_used_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbfile, "BUSY_TIMEOUT_MS", 10)
     with Store.open(tmp_path / "fluster.db") as store:
         other = apsw.Connection(str(tmp_path / "fluster.db"))
@@ -189,9 +187,7 @@ def test_a_locked_database_is_named_and_can_be_used_afterwards(
         assert store.commit(line("a")) == [1]
 
 
-def test_the_check_for_damage_ends_in_time_on_a_large_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_for_damage_ends_in_time_on_a_large_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(tmp_path, lines=2000)
     monkeypatch.setattr(dbfile, "CHECK_LIMIT_S", 0.0)
     with Store.open(path) as store:
