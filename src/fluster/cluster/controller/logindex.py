@@ -48,12 +48,15 @@ def mend(descriptor: int, size: int) -> tuple[int, int, float]:
         os.ftruncate(descriptor, 0)
         write_start(descriptor, 0)
         return 0, 0, 0.0
+    if start > size:
+        start = size
+        write_start(descriptor, start)
     records = _Records(descriptor)
     count = len(records)
     while count and records.at(count - 1)[0] >= size:
         count -= 1
     os.ftruncate(descriptor, _HEADER.size + count * _RECORD.size)
-    return min(start, size), count, records.at(count - 1)[1] if count else 0.0
+    return start, count, records.at(count - 1)[1] if count else 0.0
 
 
 class Times:

@@ -16,11 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fluster.cluster.controller import logindex, loglines
+from fluster.cluster.controller import logindex
+from fluster.cluster.controller.loglines import MAX_LINE_BYTES
+from fluster.cluster.controller.logreader import Line, index_of, open_file, open_log
 from fluster.cluster.holes import punch
 from fluster.cluster.ids import JobId
 from fluster.cluster.refusal import refuse
 from fluster.errors import ResourceExhausted
+
+__all__ = ["CAP_BYTES", "STREAMS", "Line", "LogStore"]
 
 CAP_BYTES = 256 * 1024 * 1024
 """Kept of one stream."""
@@ -33,24 +37,8 @@ _GAPS_TAKEN_AT = 3
 _FINE_TIMES = 1_000_000
 _SAME_TIME_S = 0.01
 _SAME_TIME_LATER_S = 1.0
-_LINE_COST_BYTES = 64  # of a line beside its text: what an answer of many short lines weighs
 _Key = tuple[JobId, str]
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line, or a piece of a long one.
-
-    Attributes:
-        timestamp: When its first byte was first seen, unix seconds.
-        data: Without the newline.
-        next_offset: Where to go on.
-    """
-
-    timestamp: float
-    data: bytes
-    next_offset: int
 
 
 @dataclass(slots=True)
@@ -152,7 +140,7 @@ class LogStore:
             if offset > opened.size:
                 if not self._gap_is_real(key, offset, len(data)):
                     return opened.size
-                _skip_to(opened, offset)
+                _begin_at(opened, offset)
             self._write(opened, data[opened.size - offset :], timestamp)
             if key in self._gaps:
                 del self._gaps[key]
@@ -182,29 +170,15 @@ class LogStore:
         Returns:
             The lines, and whether there are more now.
         """
-        with self._reading(job_id, _name(task, attempt, stream)) as log:
+        with open_log(self._path(job_id, _name(task, attempt, stream))) as log:
             if log is None:
                 return [], False
-            block, begin, size = log.block(offset, limit_bytes + loglines.MAX_LINE_BYTES + 1)
-            times = log.times(begin)
-            lines: list[Line] = []
-            if begin > offset:
-                lines.append(Line(times.at(begin), self._dropped(begin - offset), begin))
-            room, position = limit_bytes, begin
-            for first, end, following in loglines.split(block, complete=final and begin + len(block) == size):
-                if room <= 0:
-                    return lines, True
-                position = begin + following
-                lines.append(Line(times.at(begin + first), block[first:end], position))
-                room -= end - first + _LINE_COST_BYTES
-            return lines, begin + len(block) < size
+            return log.lines(offset, limit_bytes=limit_bytes, final=final, cap_bytes=self._cap_bytes)
 
     def tail_offset(self, job_id: JobId, task: int, attempt: int, stream: str, lines: int) -> int:
         """Where the last `lines` complete lines begin. A last line without newline comes on top of them."""
-        with self._reading(job_id, _name(task, attempt, stream)) as log:
-            if log is None:
-                return 0
-            return loglines.start_of_last(log.between, log.start(), log.size(), lines)
+        with open_log(self._path(job_id, _name(task, attempt, stream))) as log:
+            return 0 if log is None else log.start_of_last(lines)
 
     def delete_job(self, job_id: JobId) -> None:
         """Removes all logs of a job; repeating is harmless."""
@@ -240,9 +214,9 @@ class LogStore:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         while len(self._open) >= MAX_OPEN:
             self._open.popitem(last=False)[1].close()
-        file = _open_file(path, os.O_RDWR | os.O_CREAT)
+        file = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
-            index = _open_file(_index_of(path), os.O_RDWR | os.O_CREAT)
+            index = open_file(index_of(path), os.O_RDWR | os.O_CREAT)
         except BaseException:
             os.close(file)
             raise
@@ -280,61 +254,8 @@ class LogStore:
     def _drop_oldest(self, opened: _Open) -> None:
         """A sixteenth more than needed, so that it is not done at each chunk; up to the end of a line."""
         keep_from = opened.size - self._cap_bytes + self._cap_bytes // 16
-        newline = os.pread(opened.file, loglines.MAX_LINE_BYTES, keep_from).find(b"\n")
+        newline = os.pread(opened.file, MAX_LINE_BYTES, keep_from).find(b"\n")
         _begin_at(opened, keep_from + newline + 1)
-
-    def _dropped(self, count: int) -> bytes:
-        return b"[fluster: %d earlier bytes were dropped; %d are kept of a stream]" % (count, self._cap_bytes)
-
-    @contextmanager
-    def _reading(self, job_id: JobId, name: str) -> Iterator[_Log | None]:
-        path = self._path(job_id, name)
-        try:
-            file = _open_file(path, os.O_RDONLY)
-        except FileNotFoundError:
-            yield None
-            return
-        try:
-            index = _open_file(_index_of(path), os.O_RDONLY)
-        except FileNotFoundError:
-            index = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # an index that knows nothing
-        try:
-            yield _Log(file, index)
-        finally:
-            os.close(file)
-            os.close(index)
-
-
-class _Log:
-    """A stream to read, also while it is appended to and cut."""
-
-    def __init__(self, file: int, index: int) -> None:
-        self._file = file
-        self._index = index
-
-    def size(self) -> int:
-        return os.fstat(self._file).st_size
-
-    def start(self) -> int:
-        return min(logindex.read_start(self._index) or 0, self.size())
-
-    def between(self, begin: int, end: int) -> bytes:
-        return os.pread(self._file, end - begin, begin)
-
-    def block(self, offset: int, length: int) -> tuple[bytes, int, int]:
-        """Bytes from `offset`, or from the first that is kept, on; where they begin; the size of the log."""
-        while True:
-            size = self.size()
-            if offset >= size:
-                return b"", offset, size
-            begin = max(offset, self.start())
-            block = self.between(begin, min(begin + length, size))
-            # What was dropped while it was read may have been read as zeros.
-            if self.start() <= begin:
-                return block, begin, size
-
-    def times(self, offset: int) -> logindex.Times:
-        return logindex.Times(self._index, offset, os.fstat(self._file).st_mtime)
 
 
 def _name(task: int, attempt: int, stream: str) -> str:
@@ -343,24 +264,13 @@ def _name(task: int, attempt: int, stream: str) -> str:
     return f"{int(task)}.{int(attempt)}.{stream}"
 
 
-def _index_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.index")
-
-
-def _open_file(path: Path, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _skip_to(opened: _Open, offset: int) -> None:
-    os.ftruncate(opened.file, offset)
-    opened.size = offset
-    _begin_at(opened, offset)
-
-
 def _begin_at(opened: _Open, start: int) -> None:
-    """Said first, then done: nobody takes the zeros of the hole for text."""
+    """Drops what is before `start`, which may be past the end. Said first, then done: zeros are not taken for text."""
     logindex.write_start(opened.index, start)
     opened.start = start
+    if start > opened.size:
+        os.ftruncate(opened.file, start)
+        opened.size = start
     # Where the file system has no holes the bytes stay on the disk, unread, until the job's logs are deleted.
     punch(opened.file, start)
 

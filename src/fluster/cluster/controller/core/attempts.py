@@ -8,8 +8,10 @@ from fluster.cluster.controller.core import gangs
 from fluster.cluster.controller.core.events import Exit, GangPlaced, Observed
 from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import AttemptRow, AttemptState, Charge, ResultRow
+from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AttemptUid, JobId
 from fluster.cluster.states import Cause, TaskState
+from fluster.errors import FailedPrecondition
 
 _STARTED = frozenset({AttemptState.BUILDING, AttemptState.RUNNING})
 
@@ -22,6 +24,7 @@ def attempt_uid(job_id: JobId, task: int, number: int) -> AttemptUid:
 def place(fold: Fold, event: GangPlaced) -> None:
     """Gives a whole gang its workers."""
     state = fold.state
+    _check_waits(state, event)
     for member in event.members:
         task = state.tasks[event.job_id][member.task]
         worker = state.workers[member.worker_id]
@@ -39,6 +42,19 @@ def place(fold: Fold, event: GangPlaced) -> None:
         )
         fold.put_task(replace(task, state=TaskState.ASSIGNED, attempt=number))
         fold.journal("TaskPlaced", job_id=event.job_id, task=member.task, attempt=number, worker_id=member.worker_id)
+
+
+def _check_waits(state: State, event: GangPlaced) -> None:
+    """A placement that was decided before something else happened must not give a task a second process."""
+    job = state.jobs.get(event.job_id)
+    waits = (
+        job is not None
+        and job.stop_at is None
+        and all(state.tasks[event.job_id][member.task].state is TaskState.PENDING for member in event.members)
+        and all(member.worker_id in state.workers for member in event.members)
+    )
+    if not waits:
+        raise FailedPrecondition(f"job {event.job_id!r} does not wait for this placement")
 
 
 def observe(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str) -> None:

@@ -67,13 +67,10 @@ def terminate(fold: Fold, event: TerminationRequested) -> None:
     job = state.jobs.get(event.job_id)
     if job is None and event.job_id not in state.children:
         raise JobNotFound(event.job_id)
-    # Descendants first noted, then stopped: a child that ends at once leaves the tree.
-    doomed = [event.job_id, *state.descendants(event.job_id)]
-    for job_id in doomed:
-        reason = (
-            f"terminated by {event.actor}" if job_id == event.job_id else f"its ancestor {event.job_id} was terminated"
-        )
-        stop(fold, job_id, reason, event.actor)
+    # From below, so that none is told that its parent's end is the reason.
+    for job_id in reversed([event.job_id, *state.descendants(event.job_id)]):
+        whose = "" if job_id == event.job_id else f"its ancestor {event.job_id} was "
+        stop(fold, job_id, f"{whose}terminated by {event.actor}", event.actor)
 
 
 def stop(fold: Fold, job_id: JobId, reason: str, actor: str) -> None:

@@ -174,10 +174,9 @@ UNFINISHED_ATTEMPTS = """
 SELECT {columns} FROM jobs j INDEXED BY jobs_unfinished CROSS JOIN attempts t ON t.job_id = j.job_id
 WHERE j.outcome IS NULL ORDER BY t.job_id, t.task, t.number
 """
-WORKERS = "SELECT {columns} FROM workers WHERE status <> 'gone' ORDER BY registered_at, worker_id"
-GONE_WORKERS = """
+WORKERS = """
 SELECT {columns} FROM workers
-WHERE status = 'gone' AND joined_by IN (SELECT token_id FROM tokens) ORDER BY registered_at, worker_id
+WHERE status <> 'gone' OR joined_by IN (SELECT token_id FROM tokens) ORDER BY registered_at, worker_id
 """
 ALLOCATIONS = "SELECT {columns} FROM allocations WHERE status <> 'gone' ORDER BY created_at, allocation_id"
 ENDPOINTS = "SELECT {columns} FROM endpoints ORDER BY registered_at, endpoint_id"

@@ -59,14 +59,13 @@ class Loaded:
     Attributes:
         jobs: Without an outcome, oldest first.
         tasks, attempts: All of those jobs', by job and index; ended attempts too.
-        gone_workers: Those that joined by a token that is still there: its uses are counted from them too.
+        workers: Not gone, and the gone ones whose join token is still there: its uses are counted from them.
     """
 
     jobs: list[JobRow]
     tasks: list[TaskRow]
     attempts: list[AttemptRow]
     workers: list[WorkerRow]
-    gone_workers: list[WorkerRow]
     allocations: list[AllocationRow]
     endpoints: list[EndpointRow]
     tokens: list[TokenRow]
@@ -186,7 +185,6 @@ class Store:
             self._rows(columns.TASKS, _UNFINISHED_TASKS),
             self._rows(columns.ATTEMPTS, _UNFINISHED_ATTEMPTS),
             self._rows(columns.WORKERS, _WORKERS),
-            self._rows(columns.WORKERS, _GONE_WORKERS),
             self._rows(columns.ALLOCATIONS, _ALLOCATIONS),
             self._rows(columns.ENDPOINTS, _ENDPOINTS),
             self._rows(columns.TOKENS, _TOKENS),
@@ -347,7 +345,6 @@ _UNFINISHED_JOBS = columns.JOBS.select(sql.UNFINISHED_JOBS)
 _UNFINISHED_TASKS = columns.TASKS.select(sql.UNFINISHED_TASKS, "t.")
 _UNFINISHED_ATTEMPTS = columns.ATTEMPTS.select(sql.UNFINISHED_ATTEMPTS, "t.")
 _WORKERS = columns.WORKERS.select(sql.WORKERS)
-_GONE_WORKERS = columns.WORKERS.select(sql.GONE_WORKERS)
 _ALLOCATIONS = columns.ALLOCATIONS.select(sql.ALLOCATIONS)
 _ENDPOINTS = columns.ENDPOINTS.select(sql.ENDPOINTS)
 _TOKENS = columns.TOKENS.select(sql.TOKENS)

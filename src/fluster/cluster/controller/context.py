@@ -1,0 +1,104 @@
+"""What the handlers of all RPCs share: the loop, the stores, and who may see what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fluster.cluster.controller.auth import Authenticator, Identity
+from fluster.cluster.controller.blobs import BlobStore
+from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
+from fluster.cluster.controller.core.state import State
+from fluster.cluster.controller.logstore import LogStore
+from fluster.cluster.controller.loop import Loop
+from fluster.cluster.controller.store import Store
+from fluster.cluster.ids import JobId, Namespace
+from fluster.cluster.tokens import TokenKind
+from fluster.errors import JobNotFound, NotPermitted
+from fluster.rpc.gate import current_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One controller's parts. `namespace` is the default one, `page_key` signs where listings go on."""
+
+    loop: Loop
+    store: Store
+    blobs: BlobStore
+    logs: LogStore
+    auth: Authenticator
+    namespace: Namespace
+    page_key: bytes
+
+    @property
+    def state(self) -> State:
+        """As last committed, between turns."""
+        return self.loop.state
+
+    def caller(self) -> Identity:
+        """Who sent the request that is being handled."""
+        return current_identity(Identity)
+
+    def caller_attempt(self, who: Identity) -> AttemptRow | None:
+        """The attempt that speaks, if one does."""
+        return self.state.attempts.get(who.attempt_uid) if who.kind is TokenKind.ATTEMPT else None
+
+    def caller_job(self, who: Identity) -> JobRow | None:
+        """The job whose attempt speaks, if one does."""
+        attempt = self.caller_attempt(who)
+        return None if attempt is None else self.state.jobs.get(attempt.job_id)
+
+    def namespace_of(self, who: Identity, asked: str) -> Namespace:
+        """The namespace a request is about.
+
+        Raises:
+            NotPermitted: A job asked for another than its own.
+        """
+        if who.kind is not TokenKind.ATTEMPT:
+            return Namespace(asked) if asked else self.namespace
+        job = self.caller_job(who)
+        own = self.namespace if job is None else job.namespace
+        if asked and asked != own:
+            raise NotPermitted(f"a job of namespace {own!r} cannot reach into namespace {asked!r}")
+        return own
+
+    def find_job(self, job_id: str) -> JobRow | None:
+        """The job's row, from memory or from the store."""
+        key = JobId(job_id)
+        return self.state.jobs.get(key) or self.store.job(key)
+
+    def job(self, who: Identity, job_id: str) -> JobRow:
+        """A job the caller may see.
+
+        Raises:
+            JobNotFound: There is none, or it is somebody else's: the two look the same.
+        """
+        job = self.find_job(job_id)
+        if job is None or not self.may_see(who, job):
+            raise JobNotFound(job_id)
+        return job
+
+    def may_see(self, who: Identity, job: JobRow) -> bool:
+        """The administrator sees all jobs, a job itself and its descendants."""
+        if who.kind is TokenKind.ADMIN:
+            return True
+        own = self.caller_job(who)
+        if own is None:
+            return False
+        seen: JobRow | None = job
+        while seen is not None and seen.depth >= own.depth:
+            if seen.job_id == own.job_id:
+                return True
+            seen = self.find_job(seen.parent) if seen.parent is not None else None
+        return False
+
+    def tasks(self, job: JobRow) -> tuple[Sequence[TaskRow], list[list[AttemptRow]]]:
+        """The job's tasks, and each one's attempts, oldest first."""
+        if job.job_id in self.state.jobs:
+            tasks = self.state.tasks[job.job_id]
+            return tasks, [list(self.state.history.get((job.job_id, task.index), ())) for task in tasks]
+        stored = self.store.tasks(job.job_id)
+        attempts: list[list[AttemptRow]] = [[] for _ in stored]
+        for attempt in self.store.attempts(job.job_id):
+            attempts[attempt.task].append(attempt)
+        return stored, attempts

@@ -1,0 +1,64 @@
+"""Why a job is where it is, in words a person can act on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
+from fluster.cluster.controller.core.schedule import Waiting
+from fluster.cluster.states import Cause, JobStatus, TaskState
+
+_ADVICE = {
+    Cause.EXCEPTION: "the traceback is in its logs: `fluster logs {job}`",
+    Cause.EXIT: "its output is in its logs: `fluster logs {job}`",
+    Cause.SIGNAL: "the process was killed by a signal from inside or outside; its logs: `fluster logs {job}`",
+    Cause.OUT_OF_MEMORY: "ask for more memory, or use less",
+    Cause.TIME_LIMIT: "raise timeout_s, or do less in one attempt",
+    Cause.WORKER_LOST: "raise retry.max_preemptions, or look at the workers: `fluster workers`",
+    Cause.PREEMPTED: "raise retry.max_preemptions",
+    Cause.UNSCHEDULABLE: "ask for less, add workers, or raise scheduling_timeout_s",
+    Cause.BUILD_FAILED: "mend the environment and launch again",
+    Cause.START_FAILED: "check the command and its path on the worker",
+    Cause.DISK_FULL: "write less, ask for more disk, or make room on the worker",
+}
+
+
+def reasons(
+    job: JobRow,
+    status: JobStatus,
+    tasks: Sequence[TaskRow],
+    attempts: Sequence[Sequence[AttemptRow]],
+    waiting: Waiting | None,
+) -> list[str]:
+    """Most important first."""
+    if status.finished():
+        return _ended(job)
+    found = []
+    if job.stop_at is not None:
+        found.append(f"being stopped: {job.stop_reason}")
+    elif waiting is not None:
+        found.append(f"waiting: {waiting.reason}")
+    if job.num_tasks > 1 or not found:
+        found.append(_tasks(tasks))
+    return [*found, *_setbacks(attempts)]
+
+
+def _ended(job: JobRow) -> list[str]:
+    if job.outcome is JobStatus.SUCCEEDED:
+        return ["all tasks succeeded"]
+    found = [job.error_message or str(job.cause)]
+    advice = _ADVICE.get(job.cause) if job.cause is not None else None
+    return [*found, advice.format(job=job.job_id)] if advice else found
+
+
+def _tasks(tasks: Sequence[TaskRow]) -> str:
+    counts = Counter(task.state for task in tasks)
+    return "tasks: " + ", ".join(f"{counts[state]} {state}" for state in TaskState if counts[state])
+
+
+def _setbacks(attempts: Sequence[Sequence[AttemptRow]]) -> list[str]:
+    """What earlier attempts ended of, latest first; the rest is in the journal."""
+    ended = [a for each in attempts for a in each if a.cause is not None and a.cause is not Cause.TERMINATED]
+    ended.sort(key=lambda a: -(a.finished_at or 0.0))
+    return [f"attempt {a.number} of task {a.task} ended: {a.error_message or a.cause}" for a in ended[:3]]

@@ -1,0 +1,63 @@
+"""Makes a state of what the store holds."""
+
+from __future__ import annotations
+
+from fluster.cluster.controller.core.rows import AllocationStatus
+from fluster.cluster.controller.core.state import (
+    Settings,
+    State,
+    index_attempt,
+    index_endpoint,
+    index_job,
+    index_parent,
+    index_worker,
+)
+from fluster.cluster.controller.store import Store
+from fluster.cluster.states import WorkerStatus
+
+
+def load_state(store: Store, settings: Settings, now: float, old: State | None = None) -> State:
+    """The state of everything unfinished.
+
+    Args:
+        store: Where it is kept.
+        settings: To decide by.
+        now: Every known worker and leased endpoint gets a full lease from here.
+        old: A state of the same controller whose leases go on.
+    """
+    loaded = store.load()
+    state = State(settings=settings)
+    for token in loaded.tokens:
+        state.tokens[token.token_id] = token
+    for job in loaded.jobs:
+        index_job(state, job)
+    _load_ancestors(state, store)
+    for task in sorted(loaded.tasks, key=lambda task: task.index):
+        state.tasks.setdefault(task.job_id, []).append(task)
+    for attempt in sorted(loaded.attempts, key=lambda attempt: attempt.number):
+        index_attempt(state, attempt)
+    for worker in loaded.workers:
+        index_worker(state, worker)
+        if worker.status is not WorkerStatus.GONE:
+            state.last_seen[worker.worker_id] = now
+    for allocation in loaded.allocations:
+        if allocation.status is not AllocationStatus.GONE:
+            state.allocations[allocation.allocation_id] = allocation
+    for endpoint in loaded.endpoints:
+        index_endpoint(state, endpoint, now)
+    if old is not None:
+        state.last_seen.update({k: v for k, v in old.last_seen.items() if k in state.workers})
+        state.endpoint_seen.update({k: v for k, v in old.endpoint_seen.items() if k in state.endpoint_seen})
+        state.late_reports = old.late_reports
+    return state
+
+
+def _load_ancestors(state: State, store: Store) -> None:
+    """Finished jobs that unfinished ones descend from: who terminates what is above them reaches those below."""
+    above = {parent for parent in state.parents.values() if parent not in state.jobs}
+    while above:
+        job = store.job(above.pop())
+        if job is not None and job.parent is not None:
+            index_parent(state, job.job_id, job.parent)
+            if job.parent not in state.jobs and job.parent not in state.parents:
+                above.add(job.parent)

@@ -1,0 +1,220 @@
+"""The controller's process: `python -m fluster.cluster.controller.main serve …`, and what `fluster controller serve` runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fluster.cluster.backend.local import LocalBackend, stop_local_workers
+from fluster.cluster.controller.core.rows import Resources
+from fluster.cluster.controller.core.state import Settings
+from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running
+from fluster.cluster.ids import Namespace
+from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
+from fluster.errors import FlusterError
+
+BACKENDS = ("local", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `controller serve` is told.
+
+    Attributes:
+        backend: `local`: workers are processes of this machine; `none`: they join by themselves.
+        workers: Of the local backend.
+        cpu: Cores of all local workers together; `None`: the machine's.
+        memory: Likewise, in bytes.
+        python: Interpreter of local workers' daemons.
+        lifeline_fd: When its other end closes, everything ends: workers, jobs, this process.
+        ephemeral: Remove the state directory when the lifeline ends it.
+        shut_down_before: See `ControllerConfig`.
+    """
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 7077
+    namespace: str = "default"
+    backend: str = "none"
+    workers: int = 1
+    cpu: float | None = None
+    memory: int | None = None
+    python: str = sys.executable
+    worker_lease_s: float = 300.0
+    take_over: bool = False
+    insecure_plaintext_network: bool = False
+    lifeline_fd: int | None = None
+    ephemeral: bool = False
+    shut_down_before: bool = False
+
+
+def run(options: ServeOptions) -> int:
+    """Serves until SIGTERM or SIGINT, which leave running jobs alone, or until the lifeline closes.
+
+    Returns:
+        The exit code: 0, or 1 when a part of the controller failed.
+
+    Raises:
+        ValueError: An option cannot be had; the text says why.
+        FlusterError: The state directory is held by another controller, or cannot be used.
+        OSError: The port is taken.
+    """
+    _check_bind(options)
+    return asyncio.run(_serve(options))
+
+
+def _check_bind(options: ServeOptions) -> None:
+    if options.backend not in BACKENDS:
+        raise ValueError(f"unknown backend {options.backend!r}; known are {', '.join(BACKENDS)}")
+    try:
+        loopback = ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        loopback = options.host == "localhost"
+    if not loopback and not options.insecure_plaintext_network:
+        raise ValueError(
+            f"{options.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback, "
+            "or give --insecure-plaintext-network where the network itself is trusted"
+        )
+
+
+async def _serve(options: ServeOptions) -> int:
+    stop, lifeline_ended = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if options.lifeline_fd is not None:
+        os.set_inheritable(options.lifeline_fd, False)
+        loop.add_reader(options.lifeline_fd, _ended, options.lifeline_fd, lifeline_ended, stop)
+    async with ControllerDaemon(_config(options), _backend(options)) as running:
+        print(_announcement(running), flush=True)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopping, running.failed), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+    if lifeline_ended.is_set():
+        # The workers see the same end; this waits until nothing of them is left.
+        await asyncio.to_thread(stop_local_workers, options.state_dir)
+        if options.ephemeral:
+            shutil.rmtree(options.state_dir, ignore_errors=True)
+    return 1 if running.failed.done() else 0
+
+
+def _ended(fd: int, ended: asyncio.Event, stop: asyncio.Event) -> None:
+    """Whoever holds the other end never writes: readable means it is gone."""
+    asyncio.get_running_loop().remove_reader(fd)
+    ended.set()
+    stop.set()
+
+
+def _announcement(running: Running) -> str:
+    return json.dumps({"address": running.address, "token_file": str(running.token_file), "epoch": running.epoch})
+
+
+def _config(options: ServeOptions) -> ControllerConfig:
+    pool: tuple[Resources, ...] = ()
+    if options.backend == "local":
+        pool = (_share(options),) * check_int(options.workers, "the number of workers", low=1, high=1_000)
+    lease_s = check_seconds(options.worker_lease_s, "worker_lease_s")
+    return ControllerConfig(
+        state_dir=options.state_dir,
+        namespace=Namespace(check_name(options.namespace, "namespace")),
+        host=options.host,
+        port=options.port,
+        settings=Settings(worker_lease_s=lease_s, backend=options.backend, pool=pool),
+        take_over=options.take_over,
+        shut_down_before=options.shut_down_before,
+    )
+
+
+def _share(options: ServeOptions) -> Resources:
+    """What each of the local workers offers: they share evenly."""
+    cpu = options.cpu if options.cpu is not None else machine_cpu()
+    memory = options.memory if options.memory is not None else machine_memory_bytes()
+    return Resources(
+        cpu_milli=int(cpu * 1000) // options.workers, memory_bytes=memory // options.workers, slots=100_000
+    )
+
+
+def machine_cpu() -> float:
+    """Cores this process may use, at least 2: one that waits for its child must not starve it."""
+    return float(max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def machine_memory_bytes() -> int:
+    """Memory of the machine, or of the cgroup this process is in, whichever is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def _backend(options: ServeOptions) -> MakeBackend | None:
+    if options.backend == "none":
+        return None
+    return lambda running: LocalBackend(
+        running.state_dir,
+        controller_url=running.address,
+        join_token=running.join_token,
+        python=options.python,
+        lifeline_fd=options.lifeline_fd,
+        lease_s=options.worker_lease_s,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this module; exit code 2 with one line for what cannot be."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        return run(_options(arguments))
+    except (ValueError, FlusterError, OSError) as error:
+        print(f"fluster controller: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _options(arguments: argparse.Namespace) -> ServeOptions:
+    given = {key: value for key, value in vars(arguments).items() if key != "command" and value is not None}
+    options = ServeOptions(**given)
+    if options.cpu is not None:
+        check_cpu(options.cpu)
+    return replace(options, state_dir=options.state_dir.absolute())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fluster controller", description="Run a controller in the foreground.")
+    serve = parser.add_subparsers(dest="command", required=True).add_parser("serve")
+    serve.add_argument("--state-dir", type=Path, required=True)
+    serve.add_argument("--host")
+    serve.add_argument("--port", type=int)
+    serve.add_argument("--namespace")
+    serve.add_argument("--backend", choices=BACKENDS)
+    serve.add_argument("--workers", type=int)
+    serve.add_argument("--cpu", type=float)
+    serve.add_argument("--memory", type=lambda text: parse_bytes(int(text) if text.isdigit() else text, "memory"))
+    serve.add_argument("--python")
+    serve.add_argument("--worker-lease", dest="worker_lease_s", type=float)
+    serve.add_argument("--take-over", action="store_true")
+    serve.add_argument("--insecure-plaintext-network", action="store_true")
+    serve.add_argument("--lifeline-fd", type=int)
+    serve.add_argument("--ephemeral", action="store_true")
+    serve.add_argument("--shut-down-before", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

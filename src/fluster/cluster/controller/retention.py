@@ -1,0 +1,39 @@
+"""Lets go of old history, a little at a time, so that nothing grows without end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fluster.cluster.controller.context import Controller
+
+_log = logging.getLogger(__name__)
+
+KEEP_S = 30 * 86_400.0
+"""A month: long enough to ask what became of last sprint's runs."""
+KEEP_JOBS = 200_000
+_EVERY_S = 600.0
+_PAUSE_S = 0.05
+_BLOB_AGE_S = 3_600.0
+"""A blob that nothing names yet may belong to a launch that is on its way."""
+
+
+async def run(controller: Controller) -> None:
+    """Until cancelled."""
+    while True:
+        await asyncio.sleep(_EVERY_S)
+        await prune(controller, controller.loop.now() - KEEP_S, KEEP_JOBS)
+
+
+async def prune(controller: Controller, before: float, keep_jobs: int) -> None:
+    """Removes finished jobs that ended before `before` or are more than `keep_jobs`, with their logs and blobs."""
+    removed = 0
+    while job_ids := controller.store.prune(before, keep_jobs):
+        removed += len(job_ids)
+        for job_id in job_ids:
+            await asyncio.to_thread(controller.logs.delete_job, job_id)
+        await asyncio.sleep(_PAUSE_S)  # others are served in between
+    referenced = await asyncio.to_thread(controller.store.referenced_blobs)
+    await asyncio.to_thread(controller.blobs.sweep, referenced, min_age_s=_BLOB_AGE_S)
+    if removed:
+        _log.info("removed %d finished jobs from the history", removed)

@@ -1,0 +1,297 @@
+"""One controller: opens its state, serves, and closes what it opened."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fluster.cluster.backend.base import VMBackend
+from fluster.cluster.controller import retention
+from fluster.cluster.controller.auth import Authenticator
+from fluster.cluster.controller.blobs import BlobStore
+from fluster.cluster.controller.context import Controller
+from fluster.cluster.controller.core.events import MachinesForgotten
+from fluster.cluster.controller.core.state import Settings
+from fluster.cluster.controller.directory import StateDirectory
+from fluster.cluster.controller.effects import Effects
+from fluster.cluster.controller.loading import load_state
+from fluster.cluster.controller.logstore import LogStore
+from fluster.cluster.controller.loop import Loop
+from fluster.cluster.controller.service import Authorization, ControllerServicer
+from fluster.cluster.controller.statedir import StateDir
+from fluster.cluster.controller.store import Store
+from fluster.cluster.ids import AllocationId, Namespace
+from fluster.cluster.tokens import secret_sha256
+from fluster.rpc.gate import bearer
+from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServiceASGIApplication
+from fluster.rpc.serve import RpcServer, connect_options
+
+_log = logging.getLogger(__name__)
+
+MakeBackend = Callable[["Running"], VMBackend]
+"""Makes the backend once the controller's address is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """How a controller is run.
+
+    Attributes:
+        port: 0 takes any free one.
+        settings: What the core decides by.
+        take_over: End another controller that holds the state directory.
+        shut_down_before: The cluster was shut down as a whole: none of the machines in the rows is there any more.
+        token: The administrator's token instead of the state directory's own.
+    """
+
+    state_dir: Path
+    namespace: Namespace = Namespace("default")
+    host: str = "127.0.0.1"
+    port: int = 0
+    settings: Settings = field(default_factory=Settings)
+    take_over: bool = False
+    shut_down_before: bool = False
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A controller that serves.
+
+    Attributes:
+        failed: Done when a part of it has failed; the process must not go on.
+    """
+
+    address: str
+    epoch: int
+    token_file: Path
+    state_dir: Path
+    controller: Controller
+    failed: asyncio.Future[None]
+
+    def join_token(self, allocation_id: AllocationId) -> str:
+        """The token by which the worker of that allocation joins."""
+        return self.controller.auth.allocation_token(allocation_id)
+
+
+def steady_clock() -> Callable[[], float]:
+    """Unix seconds that never jump: the monotonic clock, anchored once."""
+    anchor = time.time() - time.monotonic()
+    return lambda: anchor + time.monotonic()
+
+
+class ControllerDaemon:
+    """A controller in the running event loop; an async context manager.
+
+    Args:
+        config: How it is run.
+        backend: Makes the source of machines; `None`: workers join by themselves.
+    """
+
+    def __init__(self, config: ControllerConfig, backend: MakeBackend | None = None) -> None:
+        self._config = config
+        self._make_backend = backend
+        self._closing = AsyncExitStack()
+
+    async def __aenter__(self) -> Running:
+        async with AsyncExitStack() as stack:
+            running = await self._start(stack)
+            self._closing = stack.pop_all()
+            return running
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._closing.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> Running:
+        config, clock = self._config, steady_clock()
+        state_dir = stack.enter_context(StateDir.open(config.state_dir, take_over=config.take_over))
+        store = stack.enter_context(Store.open(state_dir.database))
+        epoch = store.begin_epoch()
+        effects: Effects | None = None
+        loop = Loop(
+            store,
+            lambda old: load_state(store, config.settings, clock(), old),
+            clock,
+            epoch,
+            act=lambda: None if effects is None else effects.act(),
+        )
+        controller = self._controller(stack, state_dir, store, loop)
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._background(stack, failed, "loop", loop.run())
+        if config.shut_down_before:
+            await loop.submit(MachinesForgotten())
+        await self._background(stack, failed, "retention", retention.run(controller))
+        server = RpcServer(
+            [_application(controller)],
+            lambda headers: controller.auth.authenticate(bearer(headers)),
+            host=config.host,
+            port=config.port,
+        )
+        port = await server.start()
+        stack.push_async_callback(server.stop)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        running = Running(
+            f"http://{host}:{port}", epoch, state_dir.admin_token_file, config.state_dir, controller, failed
+        )
+        if self._make_backend is not None:
+            effects = Effects(loop, self._make_backend(running))
+            await self._background(stack, failed, "effects", effects.run())
+        return running
+
+    def _controller(self, stack: AsyncExitStack, state_dir: StateDir, store: Store, loop: Loop) -> Controller:
+        token = self._config.token or state_dir.admin_token
+        auth = Authenticator(state_dir.cluster_key, secret_sha256(token), StateDirectory(lambda: loop.state))
+        blobs = BlobStore(state_dir.blobs)
+        logs = LogStore(state_dir.logs)
+        stack.callback(logs.close)
+        return Controller(loop, store, blobs, logs, auth, self._config.namespace, state_dir.cluster_key)
+
+    async def _background(
+        self, stack: AsyncExitStack, failed: asyncio.Future[None], name: str, work: Awaitable[None]
+    ) -> None:
+        async def watched() -> None:
+            try:
+                await work
+            except Exception as error:
+                _log.critical("the controller's %s failed", name, exc_info=True)
+                if not failed.done():
+                    failed.set_exception(error)
+                    failed.exception()  # retrieved: it is told by whoever waits for it
+
+        task = asyncio.create_task(watched(), name=f"fluster-controller-{name}")
+
+        async def stop() -> None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        stack.push_async_callback(stop)
+
+
+def _application(controller: Controller) -> ControllerServiceASGIApplication:
+    options = connect_options()
+    options["interceptors"] = [*options["interceptors"], Authorization(controller)]
+    return ControllerServiceASGIApplication(ControllerServicer(controller), **options)
+
+
+class ControllerServer:
+    """A controller in a thread of this process, for tests and embedding. Programs use `LocalCluster`.
+
+    Args:
+        backend: Source of machines, or `None`: workers join by themselves.
+        namespace: Default of clients that name none.
+        host: Loopback: there is no TLS here.
+        port: 0 takes any free one.
+        state_dir: Kept; `None`: a temporary one, gone after `shutdown`.
+        token: The administrator's; `None`: made, see `token`.
+        settings: What the core decides by.
+    """
+
+    def __init__(
+        self,
+        backend: VMBackend | None = None,
+        namespace: str = "default",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        state_dir: Path | str | None = None,
+        token: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._temporary = None if state_dir is not None else tempfile.TemporaryDirectory(prefix="fluster-controller-")
+        directory = Path(state_dir if self._temporary is None else self._temporary.name)  # type: ignore[arg-type]
+        self._config = ControllerConfig(
+            directory, Namespace(namespace), host, port, settings if settings is not None else Settings(), token=token
+        )
+        self._backend = backend
+        self._thread: threading.Thread | None = None
+        self._stop: Callable[[], None] = lambda: None
+        self._running: Running | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> int:
+        """Serves; returns the bound port.
+
+        Raises:
+            FlusterError: The state directory is held by another controller, or cannot be used.
+            OSError: The port is taken.
+        """
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="fluster-controller", daemon=True)
+        self._thread.start()
+        started.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def address(self) -> str:
+        """URL for clients."""
+        return self._serving().address
+
+    @property
+    def token(self) -> str:
+        """The administrator's."""
+        return self._config.token or self._serving().token_file.read_text().strip()
+
+    def shutdown(self) -> None:
+        """Stops serving; running jobs are left alone. Repeating is harmless."""
+        if self._thread is not None:
+            self._stop()
+            self._thread.join()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def _serving(self) -> Running:
+        if self._running is None:
+            raise RuntimeError("the controller has not been started; call `start()` first")
+        return self._running
+
+    def _run(self, started: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(started))
+        except BaseException as error:
+            self._error = error
+        finally:
+            started.set()
+
+    async def _serve(self, started: threading.Event) -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(stopped.set)
+
+        self._stop = stop
+        backend = self._backend
+        make = None if backend is None else (lambda _running: backend)
+        async with ControllerDaemon(self._config, make) as running:
+            self._running = running
+            started.set()
+            waiting = asyncio.create_task(stopped.wait())
+            await asyncio.wait((waiting, running.failed), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if running.failed.done():
+                running.failed.result()

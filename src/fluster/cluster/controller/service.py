@@ -1,0 +1,157 @@
+"""`ControllerService`: every RPC, who may send it, and which handler answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from connectrpc.request import RequestContext
+
+from fluster.cluster.controller.cluster_rpcs import Blobs, History, Machines, Tokens
+from fluster.cluster.controller.context import Controller
+from fluster.cluster.controller.endpoints import Endpoints
+from fluster.cluster.controller.jobs import Jobs
+from fluster.cluster.controller.logs import Logs
+from fluster.cluster.controller.sync import Workers
+from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
+from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService
+
+_Context = RequestContext[Any, Any]
+
+
+class Authorization:
+    """Refuses what the table of RPCs and identities does not allow, before any handler runs."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._c = controller
+
+    async def intercept_unary(
+        self, call_next: Callable[[Any, _Context], Awaitable[Any]], request: Any, ctx: _Context
+    ) -> Any:
+        """Of a call with one answer."""
+        self._c.auth.authorize(self._c.caller(), ctx.method.name, self._c.loop.now())
+        return await call_next(request, ctx)
+
+    async def intercept_server_stream(
+        self, call_next: Callable[[Any, _Context], AsyncIterator[Any]], request: Any, ctx: _Context
+    ) -> AsyncIterator[Any]:
+        """Of a call with many answers."""
+        self._c.auth.authorize(self._c.caller(), ctx.method.name, self._c.loop.now())
+        async for message in call_next(request, ctx):
+            yield message
+
+
+class ControllerServicer(ControllerService):
+    """The service's table of contents. Reads are answered from memory between turns, changes after their commit."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._jobs = Jobs(controller)
+        self._logs = Logs(controller)
+        self._machines = Machines(controller)
+        self._history = History(controller)
+        self._endpoints = Endpoints(controller)
+        self._workers = Workers(controller)
+        self._blobs = Blobs(controller)
+        self._tokens = Tokens(controller)
+
+    async def launch_job(self, request: pb.LaunchJobRequest, _: _Context) -> pb.LaunchJobResponse:
+        """See `Jobs.launch`."""
+        return await self._jobs.launch(request)
+
+    async def launch_jobs(self, request: pb.LaunchJobsRequest, _: _Context) -> pb.LaunchJobsResponse:
+        """See `Jobs.launch_many`."""
+        return await self._jobs.launch_many(request)
+
+    async def get_job_status(self, request: pb.GetJobStatusRequest, _: _Context) -> pb.GetJobStatusResponse:
+        """See `Jobs.status`."""
+        return self._jobs.status(request)
+
+    async def terminate_job(self, request: pb.TerminateJobRequest, _: _Context) -> pb.TerminateJobResponse:
+        """See `Jobs.terminate`."""
+        return await self._jobs.terminate(request)
+
+    async def list_jobs(self, request: pb.ListJobsRequest, _: _Context) -> pb.ListJobsResponse:
+        """See `Jobs.list_page`."""
+        return self._jobs.list_page(request)
+
+    async def wait_jobs(self, request: pb.WaitJobsRequest, _: _Context) -> pb.WaitJobsResponse:
+        """See `Jobs.wait`."""
+        return await self._jobs.wait(request)
+
+    async def get_result(self, request: pb.GetResultRequest, _: _Context) -> pb.GetResultResponse:
+        """See `Jobs.result`."""
+        return await self._jobs.result(request)
+
+    def fetch_logs(self, request: pb.FetchLogsRequest, _: _Context) -> AsyncIterator[pb.FetchLogsResponse]:
+        """See `Logs.fetch`."""
+        return self._logs.fetch(request)
+
+    async def explain_job(self, request: pb.ExplainJobRequest, _: _Context) -> pb.ExplainJobResponse:
+        """See `Jobs.explain`."""
+        return self._jobs.explain(request)
+
+    async def list_events(self, request: pb.ListEventsRequest, _: _Context) -> pb.ListEventsResponse:
+        """See `History.events`."""
+        return await self._history.events(request)
+
+    async def list_workers(self, _request: pb.ListWorkersRequest, _: _Context) -> pb.ListWorkersResponse:
+        """See `Machines.workers`."""
+        return self._machines.workers()
+
+    async def list_allocations(self, _request: pb.ListAllocationsRequest, _: _Context) -> pb.ListAllocationsResponse:
+        """See `Machines.allocations`."""
+        return self._machines.allocations()
+
+    async def register_endpoint(self, request: pb.RegisterEndpointRequest, _: _Context) -> pb.RegisterEndpointResponse:
+        """See `Endpoints.register`."""
+        return await self._endpoints.register(request)
+
+    async def renew_endpoints(self, request: pb.RenewEndpointsRequest, _: _Context) -> pb.RenewEndpointsResponse:
+        """See `Endpoints.renew`."""
+        return self._endpoints.renew(request)
+
+    async def unregister_endpoint(
+        self, request: pb.UnregisterEndpointRequest, _: _Context
+    ) -> pb.UnregisterEndpointResponse:
+        """See `Endpoints.unregister`."""
+        return await self._endpoints.unregister(request)
+
+    async def lookup_endpoints(self, request: pb.LookupEndpointsRequest, _: _Context) -> pb.LookupEndpointsResponse:
+        """See `Endpoints.lookup`."""
+        return self._endpoints.lookup(request)
+
+    async def list_endpoints(self, request: pb.ListEndpointsRequest, _: _Context) -> pb.ListEndpointsResponse:
+        """See `Endpoints.list`."""
+        return self._endpoints.list(request)
+
+    async def register_worker(self, request: pb.RegisterWorkerRequest, _: _Context) -> pb.RegisterWorkerResponse:
+        """See `Workers.register`."""
+        return await self._workers.register(request)
+
+    async def sync_worker(self, request: pb.SyncWorkerRequest, _: _Context) -> pb.SyncWorkerResponse:
+        """See `Workers.sync`."""
+        return await self._workers.sync(request)
+
+    async def push_logs(self, request: pb.PushLogsRequest, _: _Context) -> pb.PushLogsResponse:
+        """See `Logs.push`."""
+        return await self._logs.push(request)
+
+    async def put_blob(self, request: pb.PutBlobRequest, _: _Context) -> pb.PutBlobResponse:
+        """See `Blobs.put`."""
+        return await self._blobs.put(request)
+
+    def get_blob(self, request: pb.GetBlobRequest, _: _Context) -> AsyncIterator[pb.GetBlobResponse]:
+        """See `Blobs.get`."""
+        return self._blobs.get(request)
+
+    async def create_token(self, request: pb.CreateTokenRequest, _: _Context) -> pb.CreateTokenResponse:
+        """See `Tokens.create`."""
+        return await self._tokens.create(request)
+
+    async def list_tokens(self, _request: pb.ListTokensRequest, _: _Context) -> pb.ListTokensResponse:
+        """See `Tokens.list`."""
+        return self._tokens.list()
+
+    async def revoke_token(self, request: pb.RevokeTokenRequest, _: _Context) -> pb.RevokeTokenResponse:
+        """See `Tokens.revoke`."""
+        return await self._tokens.revoke(request)

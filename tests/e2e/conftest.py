@@ -1,0 +1,14 @@
+"""One cluster for all tests that do not break it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fluster import LocalCluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(cpu=4, memory="8GB") as cluster:
+        assert cluster.submit(int, 1).result(timeout=30) == 1
+        yield cluster
