@@ -306,6 +306,19 @@ def test_an_index_that_knows_of_bytes_that_a_power_cut_took_is_mended(
     ]
 
 
+def test_a_log_that_is_shorter_than_where_it_should_begin_is_readable_again(
+    open_logs: Callable[..., LogStore], tmp_path: Path
+) -> None:
+    logs = open_logs()
+    put(logs, 0, b"one\n")
+    for _ in range(3):
+        put(logs, 100, b"late\n")
+    os.truncate(tmp_path / "logs" / JOB / "0.1.stdout", 50)  # a power cut kept the index but not the log
+    logs = open_logs()
+    assert put(logs, 50, b"new\n") == 54
+    assert texts(read(logs, 50)) == [b"new"]
+
+
 def test_descriptors_are_bounded(open_logs: Callable[..., LogStore], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logstore, "MAX_OPEN", 4)
     logs = open_logs()

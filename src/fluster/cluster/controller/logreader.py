@@ -75,7 +75,7 @@ class LogReader:
             size = self._size()
             if offset >= size:
                 return b"", offset, size
-            begin = max(offset, self._start())
+            begin = min(max(offset, self._start()), size)
             block = self._between(begin, min(begin + length, size))
             # What was dropped while it was read may have been read as zeros.
             if self._start() <= begin:
