@@ -220,6 +220,9 @@ class Folders:
 
 def delete(path: Path) -> None:
     """Deletes a directory that a job could write to. Links are removed, never followed; what resists is left."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
     # Python's rmtree works by descriptors here, so that a link swapped in while it runs leads nowhere.
     assert shutil.rmtree.avoids_symlink_attacks
     shutil.rmtree(path, ignore_errors=True)

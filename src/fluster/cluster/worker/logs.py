@@ -39,6 +39,7 @@ class _Stream:
 
     Attributes:
         sent: The controller has everything before it, or will never get it.
+        asked: Where the last request began.
         size: When last looked.
         seen: Up to which offset what was there at which time.
         cut: Bytes before it are no longer on this disk.
@@ -50,6 +51,7 @@ class _Stream:
     kind: LogStream
     path: Path
     sent: int = 0
+    asked: int = 0
     size: int = 0
     seen: deque[tuple[int, float]] = field(default_factory=deque)
     cut: int = 0
@@ -75,7 +77,7 @@ class _Stream:
 
     def chunks(self, room: int) -> Iterator[LogChunk]:
         """What to send next, at most `room` bytes."""
-        start = max(self.sent, self.cut)
+        self.asked = start = max(self.sent, self.cut)
         data = logfile.read(self.path, start, min(room, _STREAM_BYTES, self.size - start))
         end = start + len(data)
         if not data:  # removed, or cut short by the job itself
@@ -93,7 +95,7 @@ class _Stream:
 
     def arrived(self, position: int) -> None:
         """The controller has so many bytes of it."""
-        self.stuck = self.stuck + 1 if position <= self.sent else 0
+        self.stuck = self.stuck + 1 if position <= self.asked else 0
         self.sent = position
         while self.seen and self.seen[0][0] <= position:
             self.seen.popleft()
@@ -117,6 +119,7 @@ class LogShipper:
         self._look_s = look_s
         self._streams: dict[str, tuple[_Stream, _Stream]] = {}
         self._finishing: dict[str, asyncio.Event] = {}
+        self._followed = asyncio.Event()
         self._rung = asyncio.Event()
         self._failures = 0
         self._refusals = 0
@@ -128,7 +131,7 @@ class LogShipper:
             for stream in streams:
                 stream.sent = stream.cut = logfile.first_kept(stream.path)
         self._streams[uid] = streams
-        self._rung.set()
+        self._followed.set()
 
     async def finish(self, uid: str) -> None:
         """Returns when everything the ended attempt printed has arrived."""
@@ -150,23 +153,30 @@ class LogShipper:
 
     async def run(self) -> None:
         """Looks and sends until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            # Apart: a controller that is away must not keep files from being looked at and cut.
+            tasks.create_task(self._keep_looking())
+            tasks.create_task(self._keep_sending())
+
+    async def _keep_looking(self) -> None:
         while True:
-            await self._wait()
+            if not self._streams:
+                self._followed.clear()
+                await self._followed.wait()
             for streams in self._streams.values():
                 self._look(streams)
+            if any(stream.waiting for streams in self._streams.values() for stream in streams):
+                self._rung.set()
+            await asyncio.sleep(self._look_s)
+
+    async def _keep_sending(self) -> None:
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
             while chunks := self._batch():
                 await self._send(chunks)
                 self._tell_finished()
             self._tell_finished()
-
-    async def _wait(self) -> None:
-        """Until there may be something to do: nobody is looked after while no attempt lives."""
-        try:
-            async with asyncio.timeout(self._look_s if self._streams else None):
-                await self._rung.wait()
-        except TimeoutError:
-            pass
-        self._rung.clear()
 
     def _look(self, streams: tuple[_Stream, _Stream]) -> None:
         now = time.time()
