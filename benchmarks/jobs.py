@@ -63,9 +63,7 @@ def synced_commit_s() -> float:
 
 def fresh_python_s(code: str) -> float:
     """Median seconds of a new interpreter that runs `code`."""
-    return statistics.median(
-        timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(7)
-    )
+    return statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(7))
 
 
 def first_result_s() -> float:
@@ -96,9 +94,7 @@ def all_at_once_s(cluster: Cluster, count: int) -> float:
     small = ResourceConfig.with_cpu(cpu=0.1, memory="50MB")
 
     def run() -> None:
-        jobs = [
-            cluster.submit(JobRequest("trivial", Entrypoint.from_callable(trivial), small)) for _ in range(count)
-        ]
+        jobs = [cluster.submit(JobRequest("trivial", Entrypoint.from_callable(trivial), small)) for _ in range(count)]
         assert [job.result() for job in jobs] == [42] * count
 
     return timed(run)
@@ -121,7 +117,8 @@ def kill_to_failed_s(cluster: Cluster) -> float:
 
 def ray_job_s(python: str, count: int) -> float | None:
     """Median seconds of Ray's submission of `true`, in a namespace with only loopback; `None` where it cannot run."""
-    command = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", python, "-c", RAY_SUBMIT, str(count)]
+    inside = 'ip link set lo up && exec "$@"'
+    command = ["unshare", "-n", "sh", "-c", inside, "sh", python, "-c", RAY_SUBMIT, str(count)]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment)

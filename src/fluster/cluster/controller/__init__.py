@@ -1,0 +1,1 @@
+"""The controller: one process that holds the truth and decides."""

@@ -21,7 +21,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import LogStream
 
 _READ_BYTES = 256 * 1024
-"""Read of each stream at a time: some responses' worth, so that streams are merged by time without reading them whole."""
+"""Read of each stream at a time: streams are merged by time without reading them whole."""
 _RESPONSE_BYTES = 1024 * 1024
 _FOLLOW_S = 5.0
 """A follower looks again after this even if nobody woke it: for attempts that appear without printing."""

@@ -1,4 +1,4 @@
-"""The controller's process: `python -m fluster.cluster.controller.main serve …`, and what `fluster controller serve` runs."""
+"""The controller's process: what `fluster controller serve` runs."""
 
 from __future__ import annotations
 
