@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fluster.cluster.worker.process_runtime import ProcessRuntime as ProcessRuntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +150,27 @@ class Runtime(Protocol):
     async def close(self) -> None:
         """Lets go of everything of the worker's own (zygotes, watchers); running attempts go on."""
         ...
+
+
+def get_runtime(name: str = "auto") -> Runtime:
+    """The runtime of that name; `auto` is the best there is here.
+
+    Raises:
+        ValueError: There is no runtime of that name, or it is not available yet.
+    """
+    from fluster.cluster.worker.process_runtime import ProcessRuntime
+
+    if name in ("auto", "process"):
+        return ProcessRuntime()
+    if name == "docker":
+        raise ValueError("the docker runtime is not available yet; use 'process' or 'auto'")
+    raise ValueError(f"no runtime {name!r}; there are 'auto' and 'process'")
+
+
+def __getattr__(name: str) -> object:
+    """`ProcessRuntime` on first use: it is built on the types above."""
+    if name == "ProcessRuntime":
+        from fluster.cluster.worker.process_runtime import ProcessRuntime
+
+        return ProcessRuntime
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

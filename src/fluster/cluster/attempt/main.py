@@ -1,0 +1,98 @@
+"""Runs an attempt's entrypoint as the whole of a program, in a fork of a zygote or in an interpreter of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from fluster.cluster.attempt import files, outcome
+
+INTERRUPTED = 130
+
+
+def run(directory: Path, import_path: tuple[str, ...]) -> str | int | None:
+    """Calls the entrypoint and writes its outcome; gives what `sys.exit` is to be called with."""
+    _become_program(import_path)
+    try:
+        outcome.write_value(directory, _call(directory))
+    except SystemExit as stop:
+        return _exit(directory, stop.code)
+    except BaseException as error:
+        return _fail(directory, error)
+    return 0
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Makes `environment` the whole of this process's, as an exec would."""
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+
+
+def _become_program(import_path: tuple[str, ...]) -> None:
+    """What a fresh interpreter has and a fork of a zygote, or `python -m`, has not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sys.argv[:] = ["fluster-attempt"]
+    sys.path[:] = [*import_path, *(entry for entry in sys.path if entry not in import_path)]
+    importlib.invalidate_caches()
+    # Functions of the submitter's `__main__` come with their globals; ours must not be among them.
+    program = types.ModuleType("__main__")
+    program.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = program
+    # By line, so that logs show what was printed before a crash.
+    sys.stdout = sys.__stdout__ = _line_writer(1)  # type: ignore[misc, assignment]
+    sys.stderr = sys.__stderr__ = _line_writer(2)  # type: ignore[misc, assignment]
+
+
+def _line_writer(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _call(directory: Path) -> object:
+    try:
+        function, arguments, keywords = pickle.loads((directory / files.ENTRYPOINT).read_bytes())
+    except Exception as error:
+        error.add_note("The entrypoint could not be loaded; what it imports must be installed where the job runs.")
+        raise
+    return function(*arguments, **keywords)
+
+
+def _exit(directory: Path, code: str | int | None) -> str | int | None:
+    """`sys.exit` in the entrypoint: a success gives `None` as the result, anything else speaks by its exit code."""
+    if code is None or (isinstance(code, int) and code & 0xFF == 0):
+        outcome.write_value(directory, None)
+    return code
+
+
+def _fail(directory: Path, error: BaseException) -> int:
+    error.__traceback__ = outcome.without_frames_of(__file__, error.__traceback__)
+    with contextlib.suppress(Exception):  # an excepthook of the user's may fail
+        sys.excepthook(type(error), error, error.__traceback__)
+    try:
+        outcome.write_error(directory, error)
+    except OSError as failure:
+        print(f"fluster: the outcome could not be written: {failure}", file=sys.stderr)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def main(arguments: list[str]) -> None:
+    """The attempt in an interpreter of its own: its directory, and the import path as JSON."""
+    directory = Path(arguments[0])
+    (directory / files.LOADED).touch()
+    sys.exit(run(directory, tuple(json.loads(arguments[1]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

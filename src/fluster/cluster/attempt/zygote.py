@@ -1,0 +1,195 @@
+"""The warm parent of attempts: an interpreter with the job runtime imported that forks a shim for each request.
+
+Run as `python -m fluster.cluster.attempt.zygote`. Single-threaded and without sockets, so that a fork is a sound copy:
+requests come in on stdin, replies leave on stdout, and the end of stdin, a worker's death included, ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import select
+import signal
+import sys
+from dataclasses import dataclass
+
+from fluster.cluster.attempt import main as runner
+from fluster.cluster.attempt import proc
+from fluster.cluster.attempt.ending import end_program, remember_preloaded
+from fluster.cluster.attempt.request import hierarchies_from_json, request_number, take_frame, write_frame
+from fluster.cluster.attempt.shim import Ends, announce, supervise
+from fluster.cluster.attempt.tree import send
+
+_CHUNK = 1 << 16
+# A spare costs as much to fork as an attempt to start: not while one is starting.
+_SPARE_AFTER_MS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A shim that has not got its request yet: forked ahead, because forking is most of a start's time."""
+
+    pid: int
+    requests: int
+
+
+class Zygote:
+    """Serves requests until its worker or its lifeline is gone."""
+
+    def __init__(self, requests: int, ends: Ends) -> None:
+        self._requests = requests
+        self._ends = ends
+        self._received = bytearray()
+        self._shims: set[int] = set()
+        self._spare: _Spare | None = None
+        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self) -> int | None:
+        """Returns in each fork, with the descriptor its request comes on; in the zygote itself `None`, at its end."""
+        signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        announce(self._ends, {"ready": os.getpid()})
+        poll = self._poll()
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll(_SPARE_AFTER_MS if self._spare is None else None)}
+            if self._ends.lifeline in ready:
+                return None
+            if self._wake in ready:
+                os.read(self._wake, _CHUNK)
+                self._reap()
+            if self._requests in ready and not self._receive():
+                return None
+            if (fork := self._fork_due(idle=not ready)) is not None:
+                return fork
+
+    def end(self) -> None:
+        """Ends the spare, which ends by itself when nobody can send it a request, and collects it."""
+        if self._spare is not None:
+            os.close(self._spare.requests)
+            os.waitpid(self._spare.pid, 0)
+
+    def _poll(self) -> select.poll:
+        poll = select.poll()
+        for descriptor in (self._requests, self._wake, self._ends.lifeline):
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
+        return poll
+
+    def _receive(self) -> bool:
+        content = os.read(self._requests, _CHUNK)
+        self._received += content
+        return bool(content)
+
+    def _fork_due(self, *, idle: bool) -> int | None:
+        """Hands every whole request to a shim, and forks a spare when there is time; as `serve` in the forks."""
+        while (frame := take_frame(self._received)) is not None:
+            if self._spare is None and (fork := self._fork(request_number(frame))) is not None:
+                return fork
+            self._hand_over(frame)
+        return self._fork(None) if idle and self._spare is None else None
+
+    def _hand_over(self, frame: bytes) -> None:
+        spare, self._spare = self._spare, None
+        if spare is None:  # could not be forked, and that was answered
+            return
+        try:
+            write_frame(spare.requests, frame)
+        except BrokenPipeError:
+            announce(
+                self._ends, {"number": request_number(frame), "fault": "the attempt's shim was killed before it began"}
+            )
+        os.close(spare.requests)
+
+    def _fork(self, number: int | None) -> int | None:
+        """Makes the spare; `number` is the request that waits for it."""
+        receiving, requests = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(receiving)
+            os.close(requests)
+            if number is not None:
+                announce(self._ends, {"number": number, "fault": f"cannot fork a shim: {error.strerror}"})
+            return None
+        if pid == 0:
+            os.close(requests)
+            self._let_go()
+            return receiving
+        os.close(receiving)
+        self._shims.add(pid)
+        self._spare = _Spare(pid, requests)
+        return None
+
+    def _let_go(self) -> None:
+        """In a fork: what belongs to the zygote alone."""
+        signal.set_wakeup_fd(-1)
+        for descriptor in (self._requests, self._wake, self._woken):
+            os.close(descriptor)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            self._forget(pid)
+        self._end_orphans()
+
+    def _forget(self, pid: int) -> None:
+        if pid in self._shims:
+            self._shims.discard(pid)
+            announce(self._ends, {"reaped": pid})
+        if self._spare is not None and self._spare.pid == pid:
+            os.close(self._spare.requests)
+            self._spare = None
+
+    def _end_orphans(self) -> None:
+        """A child that is no shim was left behind by one that somebody killed: nobody else will end it."""
+        for orphan in set(proc.children(os.getpid())) - self._shims:
+            send((orphan, *proc.descendants(orphan)), signal.SIGKILL)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="zygote")
+    parser.add_argument("--lifeline-fd", type=int)
+    parser.add_argument("--cgroups", type=json.loads, default=[])
+    return parser.parse_args(arguments)
+
+
+def _move_pipes() -> tuple[int, int]:
+    """Requests and replies on descriptors of their own; prints of an imported module must not become replies."""
+    requests, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def main(arguments: list[str]) -> None:
+    """Serves, and in a fork goes on as a shim, and in the shim's fork as the attempt itself."""
+    parsed = _parse(arguments)
+    requests, replies = _move_pipes()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker to handle
+    proc.name_this_process("fluster-zygote")
+    proc.become_subreaper()
+    remember_preloaded()
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of everything imported
+    ends = Ends(replies, parsed.lifeline_fd)
+    zygote = Zygote(requests, ends)
+    if (requests_of_fork := zygote.serve()) is None:
+        zygote.end()
+        os._exit(0)
+    request = supervise(requests_of_fork, ends, hierarchies_from_json(parsed.cgroups))
+    runner.replace_environment(request.environment)
+    end_program(runner.run(request.directory, request.import_path))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
