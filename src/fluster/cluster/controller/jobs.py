@@ -41,9 +41,23 @@ def wait_s(asked: float) -> float:
     return min(asked, MAX_WAIT_S)
 
 
-def new_job_id() -> JobId:
-    """60 random bits, readable aloud."""
-    return JobId("j" + "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(12)))
+_ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"
+"""In the order of their codes, without those that are mistaken for one another when read aloud."""
+_ID_EPOCH_S = 1_735_689_600.0  # 2025-01-01
+
+
+def new_job_id(now: float) -> JobId:
+    """An id that sorts by launch, to the millisecond, and ends in 34 random bits.
+
+    Ids that follow one another lie side by side in the database: a commit then touches few pages, however long the
+    history is.
+    """
+    millis = max(0, int((now - _ID_EPOCH_S) * 1000))
+    time_part = ""
+    for _ in range(8):  # enough for 27 years
+        millis, digit = divmod(millis, len(_ID_LETTERS))
+        time_part = _ID_LETTERS[digit] + time_part
+    return JobId("j" + time_part + "".join(secrets.choice(_ID_LETTERS) for _ in range(7)))
 
 
 class Jobs:
@@ -89,9 +103,8 @@ class Jobs:
             parent = self._c.job(who, spec.parent)
             depth = parent.depth + 1
             self._inherit(parent, spec)
-        row = convert.job_row(
-            spec, job_id=new_job_id(), namespace=namespace, owner=who.actor, depth=depth, now=self._c.loop.now()
-        )
+        now = self._c.loop.now()
+        row = convert.job_row(spec, job_id=new_job_id(now), namespace=namespace, owner=who.actor, depth=depth, now=now)
         match spec.entrypoint.kind if spec.entrypoint is not None else None:
             case Oneof(field="callable", value=types_pb.Payload() as payload):
                 self._check_blob(payload)

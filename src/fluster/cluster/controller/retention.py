@@ -33,6 +33,10 @@ async def prune(controller: Controller, before: float, keep_jobs: int) -> None:
         for job_id in job_ids:
             await asyncio.to_thread(controller.logs.delete_job, job_id)
         await asyncio.sleep(_PAUSE_S)  # others are served in between
+    # A crash between the two leaves logs without a job.
+    for job_id in await asyncio.to_thread(controller.logs.job_ids):
+        if controller.find_job(job_id) is None:
+            await asyncio.to_thread(controller.logs.delete_job, job_id)
     referenced = await asyncio.to_thread(controller.store.referenced_blobs)
     await asyncio.to_thread(controller.blobs.sweep, referenced, min_age_s=_BLOB_AGE_S)
     if removed:

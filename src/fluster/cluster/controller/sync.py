@@ -72,16 +72,21 @@ class Workers:
         )
 
     def _check_may_join(self, who: Identity, worker_id: WorkerId, allocation_id: AllocationId, sha256: str) -> None:
+        """A worker speaks for itself and its own allocation; a join token never for a worker that is here already.
+
+        Whether the token is still good is decided where the worker is taken in: in the one order of all events.
+        """
         known = self._c.state.workers.get(worker_id)
+        own_allocation = who.allocation_id
         if who.kind is TokenKind.WORKER:
             if who.worker_id != worker_id:
                 raise NotPermitted("a worker registers itself only")
-            return
-        if who.allocation_id and who.allocation_id != allocation_id:
-            raise NotPermitted(f"this token is for allocation {who.allocation_id!r} only")
-        if known is None or known.credential_sha256 == sha256:
-            return  # new, or the same request again: its answer was lost
-        if not who.allocation_id and known.status is WorkerStatus.READY:
+            own_allocation = known.allocation_id if known is not None else own_allocation
+        if allocation_id != own_allocation:
+            raise NotPermitted(f"this token is not for allocation {allocation_id!r}")
+        if who.kind is TokenKind.WORKER or known is None or known.credential_sha256 == sha256:
+            return  # itself, new, or the same request again: its answer was lost
+        if not own_allocation or known.allocation_id != own_allocation:
             raise AlreadyExists(f"a worker {worker_id!r} is here already; choose another --worker-id")
 
     async def sync(self, request: pb.SyncWorkerRequest) -> pb.SyncWorkerResponse:
