@@ -317,3 +317,26 @@ async def test_a_manager_without_a_directory_leaves_nothing(tmp_path: Path, monk
     await until(manager, "job", lambda job: job.state is TaskState.RUNNING)
     await manager.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+async def test_on_a_full_disk_attempts_fail_with_that_cause_and_the_worker_lives(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small))
+    if await mounted.wait() != 0:
+        pytest.skip("needs to mount a file system")
+    try:
+        async with manager_of(small) as manager:
+            fill = "head -c 100000000 /dev/zero > big"
+            await manager.submit_job("filler", ["sh", "-c", f"{fill}; exit 1"])
+            done = await ended(manager, "filler")
+            assert done.cause is Cause.DISK_FULL, done
+            await manager.submit_job("next", ["true"])
+            assert (await ended(manager, "next")).cause is Cause.DISK_FULL
+            (small / "attempts" / "filler" / "work" / "big").unlink()
+            await manager.submit_job("later", ["true"])
+            assert (await ended(manager, "later")).state is TaskState.SUCCEEDED
+    finally:
+        unmounted = await asyncio.create_subprocess_exec("umount", "-l", str(small))
+        assert await unmounted.wait() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ _BLOCK = 512  # st_blocks counts in these, whatever the file system's own block 
 _SAMPLE_S = 2.0
 # Looking at a large tree may take no more than this share of the time.
 _SHARE = 0.05
+_FULL_BYTES = 1 << 20
 
 
 async def wait_until_over(directory: Path, limit_bytes: int, *, sample_s: float = _SAMPLE_S) -> int:
@@ -21,6 +23,14 @@ async def wait_until_over(directory: Path, limit_bytes: int, *, sample_s: float 
         if used > limit_bytes:
             return used
         await asyncio.sleep(max(sample_s, (time.monotonic() - before) / _SHARE))
+
+
+def is_full(directory: Path) -> bool:
+    """Whether hardly anything can be written there any more."""
+    try:
+        return shutil.disk_usage(directory).free < _FULL_BYTES
+    except OSError:
+        return False
 
 
 def used_bytes(directory: Path) -> int:

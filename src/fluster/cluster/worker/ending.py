@@ -33,6 +33,9 @@ _STOPPED: dict[StopReason, tuple[Cause, str]] = {
 }
 
 
+_EXPLAINED_BY_FULL_DISK = (Cause.EXIT, Cause.EXCEPTION, Cause.SIGNAL, Cause.START_FAILED)
+
+
 def report_end(
     record: ExitRecord | Gone,
     *,
@@ -75,6 +78,14 @@ def report_end(
     if (code := exit_code(record)) is not None:
         report.exit_code = code
     return report
+
+
+def blame_full_disk(report: ExitReport) -> None:
+    """Names the full disk of the worker as the cause of a failure that it explains."""
+    if report.cause in _EXPLAINED_BY_FULL_DISK and not report.user_fault:
+        report.cause = Cause.DISK_FULL
+        report.error_message = f"the worker's disk is full: {report.error_message}"
+        report.fluster_fault = False
 
 
 def never_ran(

@@ -14,7 +14,7 @@ from typing import Any
 
 from fluster.cluster.worker import disk
 from fluster.cluster.worker.build import BuildFailed, Site, build, chooses_master_port, limits_of
-from fluster.cluster.worker.ending import StopReason, never_ran, report_end, stopped_before_start
+from fluster.cluster.worker.ending import StopReason, blame_full_disk, never_ran, report_end, stopped_before_start
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.outcome import BadOutcome, read_outcome
 from fluster.cluster.worker.results import add_result, fail
@@ -230,6 +230,8 @@ class Attempt:
         if damage and report.cause is Cause.UNSPECIFIED:
             fail(report, damage)
         await add_result(report, self.folder, outcome, self._site.delivery)
+        if disk.is_full(self.folder.path):
+            blame_full_disk(report)
         return report
 
     def _follow_logs(self, *, adopted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import time
@@ -17,6 +18,8 @@ from fluster.cluster.attempt.files import write_atomically
 from fluster.cluster.ids import WorkerId
 from fluster.cluster.tokens import new_secret, secret_sha256, worker_token
 from fluster.errors import AlreadyExists
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -87,7 +90,10 @@ class WorkerState:
     def registered(self) -> None:
         """Notes that a controller has accepted this worker."""
         if not self.identity.registered:
-            self._write_identity(replace(self.identity, registered=True))
+            try:
+                self._write_identity(replace(self.identity, registered=True))
+            except OSError as error:
+                _log.warning("cannot note that this worker is registered: %s", error)
 
     def obey(self, epoch: int, lease_s: float, lease_until: float) -> None:
         """Notes an answer before it is obeyed; a new epoch at once, the lease now and then."""
@@ -96,7 +102,11 @@ class WorkerState:
             return
         self.contact = Contact(epoch, proc.boot_id(), lease_s, lease_until)
         durable = epoch != last.epoch
-        write_atomically(self.path / _CONTACT, json.dumps(asdict(self.contact)).encode(), durable=durable)
+        try:
+            write_atomically(self.path / _CONTACT, json.dumps(asdict(self.contact)).encode(), durable=durable)
+        except OSError as error:
+            # A full disk must not end the worker: it obeys what it remembers, and a later daemon less than it could.
+            _log.warning("cannot note the controller's epoch and lease: %s", error)
 
     def _load_identity(self, worker_id: str | None) -> Identity:
         fields = _read(self.path / _IDENTITY)
