@@ -122,15 +122,12 @@ class AttemptCgroup:
             return 0
 
     def remove(self) -> bool:
-        """Removes the directories; says whether all are gone."""
+        """Removes the directories, and the worker's above them if these were the last; says whether ours are gone."""
         removed = [remove_tree(hierarchy.path) for hierarchy in self.hierarchies]
-        return all(removed)
-
-    def remove_parents(self) -> None:
-        """Removes the worker's own directories too, unless other attempts are in them."""
         for hierarchy in self.hierarchies:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a living worker always has a spare in there
                 os.rmdir(hierarchy.path.parent)
+        return all(removed)
 
     def _of(self, controller: str) -> Hierarchy | None:
         return next((each for each in self.hierarchies if controller in each.controllers), None)

@@ -286,8 +286,6 @@ class _Shim:
             if self._cgroup.remove():
                 break
             self._pause()
-        if self._deserted:  # the worker, whose cgroup is above, will not come back for it
-            self._cgroup.remove_parents()
 
 
 def _become_shim() -> None:

@@ -209,4 +209,3 @@ def _works(parent: Hierarchy, *, needs: str = "cgroup.procs") -> bool:
         return False
     finally:
         trial.remove()
-        trial.remove_parents()
