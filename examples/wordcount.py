@@ -208,7 +208,7 @@ def print_count(count: Count, took_s: float, tasks: int) -> None:
 def print_useful_commands(job_id: JobId, *, stays: bool) -> None:
     """What to type next: commands that work now, from this directory."""
     fluster, python = command_of("fluster"), command_of("python")
-    again = f"{python} {shlex.quote(os.path.relpath(__file__))}"
+    again = f"{python} {shlex.quote(path_from_here(Path(__file__)))}"
     if stays:
         commands = [
             (f"{fluster} status {job_id}", "how the job and its tasks ended"),
@@ -243,8 +243,13 @@ def command_of(name: str) -> str:
     found = shutil.which(name)
     if found is not None and os.path.samefile(os.path.dirname(found), path.parent):
         return name
+    return shlex.quote(path_from_here(path))
+
+
+def path_from_here(path: Path) -> str:
+    """The short form for what is below the current directory."""
     here = os.path.relpath(path)
-    return shlex.quote(str(path) if here.startswith("..") else here)
+    return os.path.abspath(path) if here.startswith("..") else here
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fluster import LocalCluster
+from fluster import Cluster, LocalCluster
 from fluster.cluster.context import read_token_file
 
 TIMEOUT_S = 25.0
@@ -68,11 +68,11 @@ class Fluster:
             cwd=self.directory,
         )
 
-    def on_terminal(self, *words: str, columns: int = 100, **environ: str) -> Ran:
+    def on_terminal(self, *words: str, columns: int = 100, environ: Mapping[str, str] | None = None) -> Ran:
         """Runs it where a person sees it."""
         main, child = pty.openpty()
         command = [sys.executable, "-m", "fluster", *words]
-        environ = {**self.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environ}
+        environ = {**self.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **(environ or {})}
         try:
             process = subprocess.Popen(
                 command,
@@ -119,17 +119,28 @@ def alone(tmp_path: Path) -> Fluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """A cluster with two cores, for the tests of one file."""
-    with LocalCluster(cpu=2, memory="4GB") as cluster:
+def local_cluster() -> Iterator[LocalCluster]:
+    """A cluster with two cores, and memory beyond what any test asks for, for the tests of one file."""
+    with LocalCluster(cpu=2, memory="64GB") as cluster:
         yield cluster
 
 
 @pytest.fixture
-def fluster(cluster: LocalCluster, tmp_path: Path) -> Fluster:
+def cluster(local_cluster: LocalCluster) -> Iterator[Cluster]:
+    """A client of it that closes its connections with the test."""
+    with Cluster(local_cluster.address, token=_token(local_cluster)) as client:
+        yield client
+
+
+@pytest.fixture
+def fluster(local_cluster: LocalCluster, tmp_path: Path) -> Fluster:
     """The command of somebody who has configured that cluster."""
-    token = read_token_file(cluster._daemon.token_file)
-    return Fluster(_environ(tmp_path, FLUSTER_CLUSTER_ADDRESS=cluster.address, FLUSTER_TOKEN=token), tmp_path)
+    address, token = local_cluster.address, _token(local_cluster)
+    return Fluster(_environ(tmp_path, FLUSTER_CLUSTER_ADDRESS=address, FLUSTER_TOKEN=token), tmp_path)
+
+
+def _token(cluster: LocalCluster) -> str:
+    return read_token_file(cluster._daemon.token_file)
 
 
 def wait_until(condition: Any, what: str, within_s: float = 15.0) -> Any:

@@ -138,9 +138,9 @@ ROOT.params.append(
 def run_command(argv: Sequence[str]) -> int:
     """Runs one command line; whatever happens becomes an exit code and at most two lines on stderr."""
     try:
-        code = ROOT.main(list(argv), prog_name="fluster", standalone_mode=False)
+        code = _invoke(list(argv))
         _flush()
-        return code if isinstance(code, int) else ExitCode.OK
+        return code
     except BrokenPipeError:
         return _reader_left()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -152,6 +152,16 @@ def run_command(argv: Sequence[str]) -> int:
         except BrokenPipeError:
             return _reader_left()
         return report(error)
+
+
+def _invoke(argv: list[str]) -> int:
+    # `ROOT.main` would turn a reader that left into exit code 1.
+    try:
+        with ROOT.make_context("fluster", argv) as context:
+            code = ROOT.invoke(context)
+    except click.exceptions.Exit as end:  # --help and --version
+        return end.exit_code
+    return code if isinstance(code, int) else ExitCode.OK
 
 
 def _flush() -> None:

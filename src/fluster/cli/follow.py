@@ -9,7 +9,7 @@ from fluster.cli.exits import ExitCode
 from fluster.cli.logs import LinePrinter
 from fluster.cli.outcome import describe_end, exit_code
 from fluster.cli.progress import Progress, Talker, passing
-from fluster.cli.terminal import is_fancy, print_talk
+from fluster.cli.terminal import is_fancy, is_terminal, print_talk
 from fluster.cluster.states import JobStatus
 from fluster.errors import FlusterError
 
@@ -27,7 +27,8 @@ def follow_there(cluster: Cluster, job_id: JobId, request: JobRequest) -> int:
     try:
         return _end(_follow(cluster, job_id, request))
     except KeyboardInterrupt:
-        print_talk(f"\ndetached: job {job_id} goes on\nattach: fluster logs -f {job_id}\nstop:   fluster stop {job_id}")
+        _below_ctrl_c()
+        print_talk(f"detached: job {job_id} goes on\nattach: fluster logs -f {job_id}\nstop:   fluster stop {job_id}")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         print_talk(f"job {job_id} goes on; `fluster stop {job_id}` stops it")
@@ -41,11 +42,14 @@ def run_here(request: JobRequest) -> int:
     try:
         with passing("no cluster is configured: starting one on this machine for this command"):
             cluster = LocalCluster()
+        if is_fancy(sys.stderr):  # the line above is gone
+            Talker().lasting("no cluster is configured: one was started on this machine for this command")
         with cluster:
             return _run_on_own(cluster, request)
     except KeyboardInterrupt:
         # The creator's end is the cluster's, so a second Ctrl-C in the middle of it leaves nothing either.
-        print_talk("\ninterrupted: the cluster started for this command is stopped")
+        _below_ctrl_c()
+        print_talk("interrupted: the cluster started for this command is stopped")
         return ExitCode.INTERRUPTED
 
 
@@ -54,10 +58,17 @@ def _run_on_own(cluster: Cluster, request: JobRequest) -> int:
     try:
         return _end(_follow(cluster, job_id, request))
     except KeyboardInterrupt:
-        with passing("\ninterrupted: stopping the job, and the cluster started for it; Ctrl-C again does not wait"):
+        _below_ctrl_c()
+        with passing("interrupted: stopping the job, and the cluster started for it; Ctrl-C again does not wait"):
             _stop(cluster, job_id)
         print_talk("job and cluster are stopped")
         return ExitCode.INTERRUPTED
+
+
+def _below_ctrl_c() -> None:
+    """A terminal shows ^C in the line where the cursor is."""
+    if is_terminal(sys.stderr):
+        print_talk("")
 
 
 def _stop(cluster: Cluster, job_id: JobId) -> None:

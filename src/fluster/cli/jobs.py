@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ from fluster.cli.terminal import print_facts, print_json, print_line, print_tabl
 from fluster.cluster.states import JobStatus
 
 if TYPE_CHECKING:
-    from fluster.cluster.types import Event, JobInfo, TaskStatus
+    from fluster.cluster.types import Event, Explanation, JobInfo, TaskStatus
 
 _STATUSES = [str(status) for status in JobStatus]
 
@@ -130,7 +131,18 @@ def why(job: str, as_json: bool, cluster: str | None) -> None:
     if as_json:
         print_json([explanation])
     else:
-        print_line(str(explanation))
+        for line in _explanation_lines(explanation):
+            print_line(line)
+
+
+def _explanation_lines(explanation: Explanation) -> Iterator[str]:
+    """The state, then each reason with what belongs to it below it."""
+    place = explanation.queue_position
+    yield f"{explanation.state}{f', number {place} in the queue' if place is not None else ''}"
+    for reason in explanation.reasons:
+        first, *rest = reason.splitlines() or [""]
+        yield f"  {first}"
+        yield from (f"    {line}" for line in rest)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fluster.cli.human import format_duration
 from fluster.cli.inert import inert
 from fluster.cli.terminal import console, is_fancy, print_talk
 from fluster.cluster.states import JobStatus
@@ -95,6 +96,7 @@ class Progress:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="fluster-progress", daemon=True)
         self._since = time.monotonic()
+        self._waits = False
         self._said = ""
         self._said_at = 0.0
 
@@ -111,7 +113,10 @@ class Progress:
         self._talker.clear()
 
     def make_room(self) -> None:
-        """The job prints: what moves gets out of the way."""
+        """The job prints: what moves gets out of the way, and a wait that was told of is over."""
+        if self._waits:
+            self._waits = False
+            self._talker.lasting(f"started after {format_duration(time.monotonic() - self._since)}")
         self._talker.clear()
 
     def _watch(self) -> None:
@@ -133,13 +138,13 @@ class Progress:
         if info.status is JobStatus.RUNNING:
             line = where_it_runs(info)
             if line and line != self._said:
-                self._said = line
+                self._said, self._waits = line, False
                 self._talker.lasting(line)
         elif time.monotonic() - self._since >= _QUIET_S:
             self._wait_line(f"waiting: {info.pending_reason or 'to be placed'}")
 
     def _wait_line(self, line: str) -> None:
-        now = time.monotonic()
+        now, self._waits = time.monotonic(), True
         if self._talker.passing(line):
             self._said = line
             return

@@ -73,6 +73,10 @@ class Standing:
             return None
         return found if found.runs_here() else None
 
+    def is_there(self) -> bool:
+        """Whether anything of it may run: it was not taken down since it was up."""
+        return self.address() is not None or self.holder() is not None or (self.directory / "workers").exists()
+
     def start(self, backend: str) -> str:
         """Starts the controller, which outlives this process, and returns its address once it serves.
 

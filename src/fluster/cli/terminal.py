@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from fluster.cli.inert import inert
@@ -26,6 +26,9 @@ _STATE_STYLES = {
     "failed": "red",
     "gone": "red",
 }
+_GAP = "  "
+_LEAST_ROOM = 8
+"""Of the last column: below it a window is too narrow for the table, which then wraps."""
 _HIDDEN_FIELDS = ("access_key",)
 """Secrets: never printed."""
 
@@ -90,47 +93,47 @@ def as_json(value: Any) -> Any:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
     """Rows under their columns; the last column is cut at the edge of a terminal. `empty` is said if there are none.
 
-    A cell that is a state's name has its colour. Columns whose name begins with `>` are aligned to the right.
+    A cell that is a state's name has its colour. Columns whose name begins with `>` are aligned to the right. A
+    terminal does not show columns in which nothing is.
     """
     if not rows:
         print_talk(empty or "nothing")
         return
     cells = [[inert(cell).partition("\n")[0] for cell in row] for row in rows]
     if is_fancy(sys.stdout):
-        _print_fancy(columns, cells)
+        used = [index for index in range(len(columns)) if any(row[index] for row in cells)]
+        _print_fancy([columns[index] for index in used], [[row[index] for index in used] for row in cells])
     else:
-        _print_plain(columns, cells)
+        for line in _aligned(columns, cells, len):
+            print("".join(line).rstrip())
 
 
-def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], width_of: Callable[[str], int]) -> list[list[str]]:
+    """Heading and rows, each cell but the last filled up to its column's width and the gap to the next."""
     lines = [[column.lstrip(">") for column in columns], *rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    widths = [max(width_of(line[index]) for line in lines) for index in range(len(columns))]
+    aligned = []
     for line in lines:
-        padded = [
-            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
-            for column, cell, width in zip(columns, line, widths, strict=True)
-        ]
-        print("  ".join(padded).rstrip())
+        fill = [" " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)]
+        parts = zip(columns, line, fill, strict=True)
+        cells = [f"{blank}{cell}" if column.startswith(">") else f"{cell}{blank}" for column, cell, blank in parts]
+        aligned.append([*(f"{cell}{_GAP}" for cell in cells[:-1]), cells[-1].rstrip()])
+    return aligned
 
 
 def _print_fancy(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
+    from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, column in enumerate(columns):
-        last = index == len(columns) - 1
-        table.add_column(
-            column.lstrip(">"),
-            justify="right" if column.startswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis" if last else "fold",
-            # What gives way in a narrow window is the last column, which holds prose.
-            min_width=None if last else max(len(column.lstrip(">")), *(len(row[index]) for row in rows)),
-        )
-    for row in rows:
-        table.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
-    console(sys.stdout).print(table)
+    screen = console(sys.stdout)
+    for number, line in enumerate(_aligned(columns, rows, cell_len)):
+        *cells, last = line
+        # What gives way in a narrow window is the last column, which holds prose.
+        room = screen.width - sum(map(cell_len, cells))
+        if cell_len(last) > room >= _LEAST_ROOM:
+            last = f"{set_cell_size(last, room - 1).rstrip()}…"
+        styled = [(cell, "bold" if number == 0 else _STATE_STYLES.get(cell.strip(), "")) for cell in (*cells, last)]
+        screen.print(Text.assemble(*styled), soft_wrap=True)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -57,8 +57,11 @@ def up(backend: str, name: str) -> None:
         with passing("starting a cluster on this machine"):
             address = standing.start(backend)
     previous = _configure(standing, address)
-    with _client(standing, address) as client, passing("waiting for its worker"):
-        worker = _wait_for_worker(client)
+    with _client(standing, address) as client:
+        worker = _ready_worker(client)
+        if worker is None:
+            with passing("waiting for its worker"):
+                worker = _wait_for_worker(client)
     print_talk(f"a cluster of this machine is up{'' if fresh else ' already'} at {address}{_offer(worker)}")
     print_talk(f"{_who_means_it(standing, address, previous)}\n{_NEXT}")
 
@@ -97,11 +100,13 @@ def _client(standing: Standing, address: str) -> Cluster:
 
 def _wait_for_worker(client: Cluster) -> WorkerInfo | None:
     deadline = time.monotonic() + _WORKER_S
-    while True:
-        ready = [worker for worker in client.workers() if worker.status is WorkerStatus.READY]
-        if ready or time.monotonic() > deadline:
-            return ready[0] if ready else None
+    while (worker := _ready_worker(client)) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    return worker
+
+
+def _ready_worker(client: Cluster) -> WorkerInfo | None:
+    return next((worker for worker in client.workers() if worker.status is WorkerStatus.READY), None)
 
 
 def _offer(worker: WorkerInfo | None) -> str:
@@ -126,29 +131,31 @@ def down(name: str) -> None:
 
     What its jobs printed is kept, and there again after the next `up`. Repeating it is harmless.
     """
-    from fluster.cluster.backend.local import stop_local_workers
-    from fluster.cluster.controller.statelock import StateLock
-
     standing = Standing.named(name)
-    if not (standing.directory / LOCK).exists():
-        print_talk("no cluster of `fluster up` runs on this machine")
-        return
+    was_up = standing.is_there()
     jobs = _end_jobs(standing)
-    with passing("stopping the controller and its workers"):
-        # Holding the lock keeps an `up` of the same moment out until everything is gone.
-        lock = StateLock.take(standing.directory / LOCK, take_over=True)
-        try:
-            stop_local_workers(standing.directory)
-            was_up = standing.address() is not None
-            standing.forget()
-        finally:
-            lock.release()
+    if was_up:
+        with passing("stopping the controller and its workers"):
+            _end_processes(standing)
     was_configured = _unconfigure(standing)
     if not was_up and not was_configured:
         print_talk("no cluster of `fluster up` runs on this machine")
         return
     stopped = f", {len(jobs)} unfinished job{'s' if len(jobs) != 1 else ''} stopped" if jobs else ""
     print_talk(f"the cluster of this machine is down{stopped}; its history is kept in {short(standing.directory)}")
+
+
+def _end_processes(standing: Standing) -> None:
+    from fluster.cluster.backend.local import stop_local_workers
+    from fluster.cluster.controller.statelock import StateLock
+
+    # Holding the lock keeps an `up` of the same moment out until everything is gone.
+    lock = StateLock.take(standing.directory / LOCK, take_over=True)
+    try:
+        stop_local_workers(standing.directory)
+        standing.forget()
+    finally:
+        lock.release()
 
 
 def _end_jobs(standing: Standing) -> list[JobInfo]:
