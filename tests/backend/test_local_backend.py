@@ -218,3 +218,17 @@ async def test_a_backend_without_a_directory_leaves_nothing(tmp_path: Path, monk
     await local.wait_ready(vm.vm_id, WITHIN_S)
     await local.close()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_worker_that_left_its_cluster_is_gone_and_not_started_again(tmp_path: Path) -> None:
+    async with backend(tmp_path) as local:
+        vm = await local.allocate(CPU)
+        await local.wait_ready(vm.vm_id, WITHIN_S)
+        # What a worker does when its controller lets it go.
+        files.leave(tmp_path / "workers" / vm.vm_id)
+        os.kill(pid_of(tmp_path, vm.vm_id), signal.SIGTERM)
+        async with asyncio.timeout(WITHIN_S):
+            while (tmp_path / "workers" / vm.vm_id).exists():
+                await asyncio.sleep(0.02)
+        assert (await local.get_status(vm.vm_id)).status is VMStatus.GONE
+        assert await local.list_vms() == []

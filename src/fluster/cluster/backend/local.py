@@ -49,7 +49,7 @@ class _Allocation:
 
     cpu: float
     memory_bytes: int
-    gpus: int
+    gpus: int | str
     port: int
 
 
@@ -163,7 +163,9 @@ class LocalBackend:
         return self._vms
 
     def _write(self, vm_id: VMId, resources: ResourceConfig) -> _Allocation:
-        gpus = resources.device.count if isinstance(resources.device, GpuConfig) else 0
+        gpus: int | str = resources.device.count if isinstance(resources.device, GpuConfig) else 0
+        if not gpus and not self._found():
+            gpus = "auto"  # this machine's GPUs, if any, are the first worker's
         allocation = _Allocation(resources.cpu, resources.memory_bytes, gpus, network.free_port(_HOST))
         directory = self._workers / vm_id
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -187,17 +189,21 @@ class LocalBackend:
                 _log.info("started the worker of %s as process %s", vm_id, pid)
             await processes.wait_gone(pid)
             if files.is_released(directory) or files.has_left(directory):
-                return
+                break
             _log.warning("the worker of %s ended; it is started again", vm_id)
             steady = time.monotonic() - started_at > _STEADY_S
             pause_s = _FIRST_PAUSE_S if steady else min(2 * pause_s, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
+        if not files.is_released(directory):
+            # It was let go by its controller, which therefore asks for nothing more.
+            await asyncio.to_thread(delete, directory)
+            self._found().pop(vm_id, None)
 
     def _command(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> list[str]:
         command = [self._python, "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
         command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
         command += ["--cpu", str(allocation.cpu), "--memory", str(allocation.memory_bytes)]
-        command += ["--gpus", str(allocation.gpus) if allocation.gpus else "auto"]
+        command += ["--gpus", str(allocation.gpus)]
         if self._controller_url is not None:
             command += ["--controller", self._controller_url, "--allocation-id", vm_id]
             command += ["--exit-when-idle", str(self._lease_s)]

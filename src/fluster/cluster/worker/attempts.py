@@ -175,6 +175,7 @@ class Attempts:
                 self.drop(self._attempts[uid])
 
     async def _drop_when_over(self, attempt: Attempt) -> None:
+        was_reported = not attempt.over
         await attempt.stop(StopReason.REQUESTED)
         await attempt.wait_over()
         # What is left of its life is telling of its end, which nobody waits for.
@@ -184,7 +185,8 @@ class Attempts:
         await attempt.clear()
         trash = self._folders.discard(attempt.folder)
         del self._attempts[attempt.uid]
-        self._changed(False)
+        if was_reported:
+            self._changed(False)
         if trash is not None:
             await asyncio.to_thread(delete, trash)
 

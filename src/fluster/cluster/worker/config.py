@@ -27,7 +27,7 @@ class WorkerConfig:
         cpu, memory_bytes: What is offered; `None`: the machine's.
         gpus: How many, or "auto" to look.
         cpu_quota: Attempts get no more than their cpu even when cores are idle.
-        max_jobs: How many attempts at a time.
+        max_jobs: How many attempts at a time; `None`: 10 of a standalone worker, 1,000 under a controller.
         worker_id: `None`: made once and kept.
         allocation_id: Of the backend that started this worker.
         lifeline_fd: Once it reads end of file everything of this worker ends at once.
@@ -46,7 +46,7 @@ class WorkerConfig:
     memory_bytes: int | None = None
     gpus: int | str = "auto"
     cpu_quota: bool = False
-    max_jobs: int = 1000
+    max_jobs: int | None = None
     worker_id: str | None = None
     allocation_id: str = ""
     lifeline_fd: int | None = None

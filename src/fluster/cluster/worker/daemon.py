@@ -19,6 +19,8 @@ from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.state import WorkerState
 from fluster.cluster.worker.variables import Surroundings
 
+_STANDALONE_JOBS = 10
+
 
 def run(config: WorkerConfig) -> int:
     """Serves until told to end; the exit code.
@@ -66,7 +68,7 @@ async def _serve_alone(parts: Parts) -> None:
     around = Surroundings(parts.state.identity.worker_id, base=dict(os.environ), has_gpus=has_gpus)
     manager = JobManager(
         parts.runtime,
-        config.max_jobs,
+        config.max_jobs or _STANDALONE_JOBS,
         state_dir=config.state_dir,
         surroundings=around,
         gpus=parts.gpus,

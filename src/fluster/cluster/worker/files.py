@@ -66,6 +66,11 @@ def leave(state_dir: Path) -> None:
     (state_dir / _LEFT).touch()
 
 
+def come_back(state_dir: Path) -> None:
+    """Somebody starts a worker again that has left."""
+    (state_dir / _LEFT).unlink(missing_ok=True)
+
+
 def has_left(state_dir: Path) -> bool:
     """Whether the worker has left its cluster."""
     return (state_dir / _LEFT).exists()

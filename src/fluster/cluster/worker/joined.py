@@ -19,6 +19,9 @@ from fluster.cluster.worker.variables import Surroundings
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import RegisterWorkerRequest
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import WorkerResources
 
+# What cpu and memory do not bound is bounded by processes: each attempt has two.
+_MAX_JOBS = 1000
+
 
 async def serve_joined(parts: Parts, controller: str) -> None:
     """Returns when this worker is told to end, or let go by its controller.
@@ -28,6 +31,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         AlreadyExists: Another worker has this one's name.
     """
     config, state = parts.config, parts.state
+    files.come_back(config.state_dir)
     link = ControllerLink(controller, state.identity.token)
     parts.stack.callback(link.close)
     advertise_host = config.advertise_host or network.address_towards(controller)
@@ -43,7 +47,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
     shipper = LogShipper(link.push_logs)
     manager = JobManager(
         parts.runtime,
-        config.max_jobs,
+        config.max_jobs or _MAX_JOBS,
         state_dir=config.state_dir,
         surroundings=Surroundings(
             state.identity.worker_id, link.address, advertise_host, dict(os.environ), has_gpus=parts.gpus.count > 0
@@ -93,7 +97,7 @@ def _about(parts: Parts, address: str, advertise_host: str) -> RegisterWorkerReq
             disk_bytes=machine.free_disk_bytes(config.state_dir),
             gpu_count=parts.gpus.count,
             gpu_variant=parts.gpus.variant,
-            max_jobs=config.max_jobs,
+            max_jobs=config.max_jobs or _MAX_JOBS,
             cgroup=parts.runtime.enforcement,
         ),
     )

@@ -44,7 +44,8 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         check_cpu(config.cpu)
     if config.worker_id is not None:
         check_name(config.worker_id, "worker_id")
-    check_int(config.max_jobs, "max_jobs", low=1, high=100_000)
+    if config.max_jobs is not None:
+        check_int(config.max_jobs, "max_jobs", low=1, high=100_000)
     return config
 
 

@@ -76,6 +76,7 @@ class Sync:
         self._polls: dict[int, asyncio.Task[None]] = {}
         self._heard: list[_Heard] = []
         self._refusal: Exception | None = None
+        self._last_error = ""
         self._unreported: Unreported | None = None
         self._rung = asyncio.Event()
         self._without_lease = False
@@ -109,6 +110,7 @@ class Sync:
         Raises:
             NotPermitted: No credential and no join token is accepted, and nothing runs here.
             AlreadyExists: Another worker has this one's name.
+            ValueError: Something this worker says of itself is refused.
         """
         try:
             self._register()
@@ -192,7 +194,7 @@ class Sync:
         answer: SyncWorkerResponse | RegisterWorkerResponse | Exception
         try:
             answer = await call
-        except (FlusterError, TimeoutError, ValueError) as error:
+        except Exception as error:
             answer = error
         self._heard.append(_Heard(seq, asked_at, answer))
         self._rung.set()
@@ -250,20 +252,22 @@ class Sync:
             return
         self._session = session
         self._is_registered = True
-        self._refusal = None
+        self._refusal, self._last_error = None, ""
         self._note_contact()
         self._state.registered()
         self._link.use_token(self._state.identity.token)
         _log.info("registered as %s at %s", self._state.identity.worker_id, self._link.address)
 
     def _on_failure(self, error: Exception, heard: _Heard) -> None:
-        if isinstance(error, NotPermitted | AlreadyExists):
-            if heard.seq:
-                self._is_registered = False
-            else:
-                self._refusal = error
-        if self._session.failures == 0 or not isinstance(error, ConnectionError | TimeoutError):
-            _log.warning("the controller does not answer: %s", error)
+        if not isinstance(error, FlusterError | TimeoutError | ValueError):
+            raise error
+        if not heard.seq and isinstance(error, NotPermitted | AlreadyExists | ValueError):
+            self._refusal = error
+        elif isinstance(error, NotPermitted):
+            self._is_registered = False
+        if str(error) != self._last_error:
+            _log.warning("the controller does not answer as it should: %s", error)
+        self._last_error = str(error)
         self._session = decide.on_failure(self._session, now=self._clock())
         if heard.seq == self._session.seq and heard.seq:
             self.changed(True)  # what it carried was not heard
