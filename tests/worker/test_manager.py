@@ -6,16 +6,20 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import cloudpickle
 import pytest
+from protobuf import Oneof
 
 from fluster.cluster.states import Cause, TaskState
+from fluster.cluster.worker.delivery import StaysHere
+from fluster.cluster.worker.gpu import GpuInventory
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.standalone import JobState
 from fluster.errors import AlreadyExists, JobNotFound
-from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec, LogStream, Outcome, ResourceSpec
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec, GpuDevice, LogStream, Outcome, ResourceSpec
 
 WITHIN_S = 20.0
 
@@ -340,3 +344,55 @@ async def test_on_a_full_disk_attempts_fail_with_that_cause_and_the_worker_lives
     finally:
         unmounted = await asyncio.create_subprocess_exec("umount", "-l", str(small))
         assert await unmounted.wait() == 0
+
+
+async def test_a_log_beyond_its_cap_loses_its_oldest_bytes_and_readers_see_a_marker(tmp_path: Path) -> None:
+    runtime = ProcessRuntime(f"test-{os.getpid()}", subreaper=False)
+    manager = JobManager(runtime, state_dir=tmp_path, delivery=StaysHere(cap_bytes=1 << 20, look_s=0.01))
+    try:
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        code = f"print('x' * 4_000_000, flush=True); open({str(gate)!r}).read(); print('last')"
+        await manager.submit_job("job", py(code))
+        log = tmp_path / "attempts" / "job" / "stdout"
+        async with asyncio.timeout(WITHIN_S):
+            while not log.exists() or log.stat().st_size < 4_000_000 or log.stat().st_blocks * 512 > 2_000_000:
+                await asyncio.sleep(0.01)
+        with await asyncio.to_thread(open, gate, "w"):
+            pass
+        assert (await ended(manager, "job")).state is TaskState.SUCCEEDED
+        text = await output(manager, "job")
+        assert text.startswith("[fluster: ")
+        assert text.endswith("x\nlast\n")
+        assert len(text) < 2_000_000
+    finally:
+        await manager.close()
+
+
+async def test_gpus_are_handed_out_by_index_and_come_back_at_the_end(tmp_path: Path) -> None:
+    def gpus(count: int) -> ResourceSpec:
+        device: Oneof[Literal["gpu"], GpuDevice] = Oneof("gpu", GpuDevice(variant="auto", count=count))
+        return ResourceSpec(cpu=1.0, device=device)
+
+    say = "echo got=$CUDA_VISIBLE_DEVICES"
+    runtime = ProcessRuntime(f"test-{os.getpid()}", subreaper=False)
+    manager = JobManager(runtime, state_dir=tmp_path, gpus=GpuInventory(2))
+    try:
+        await manager.submit_job("holder", ["sh", "-c", f"{say}; exec sleep 60"], resources=gpus(1))
+        await until(manager, "holder", lambda job: job.state is TaskState.RUNNING)
+        for job_id in ("a", "b"):
+            await manager.submit_job(job_id, ["sh", "-c", say], resources=gpus(1))
+            await ended(manager, job_id)
+            assert await output(manager, job_id) == "got=1\n"
+        await manager.submit_job("none", ["sh", "-c", say])
+        await ended(manager, "none")
+        assert await output(manager, "none") == "got=\n"
+        await manager.submit_job("both", ["sh", "-c", say], resources=gpus(2))
+        await until(manager, "both", lambda job: job.state is TaskState.BUILDING)
+        await manager.kill_job("holder", force=True)
+        await ended(manager, "both")
+        assert await output(manager, "both") == "got=0,1\n"
+        await manager.submit_job("many", ["true"], resources=gpus(3))
+        assert (await ended(manager, "many")).cause is Cause.BUILD_FAILED
+    finally:
+        await manager.close()

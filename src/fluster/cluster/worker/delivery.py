@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from fluster.cluster.worker import logfile
 from fluster.cluster.worker.outcome import open_result
 from fluster.cluster.worker.runtime import LogFiles
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
 
+LOG_CAP_BYTES = 256 << 20
 _BLOCK = 1 << 20
 
 
@@ -49,13 +52,25 @@ class Delivery(Protocol):
 
 
 class StaysHere:
-    """The delivery of a standalone worker: logs and results are read from the attempt's directory."""
+    """The delivery of a standalone worker: logs and results are read from the attempt's directory.
+
+    Args:
+        cap_bytes: How much of each stream is kept; older bytes are cut off.
+        look_s: How often files are looked at.
+    """
+
+    def __init__(self, *, cap_bytes: int = LOG_CAP_BYTES, look_s: float = 0.5) -> None:
+        self._cap = cap_bytes
+        self._look_s = look_s
+        self._cutting: dict[str, asyncio.Task[None]] = {}
 
     def follow_logs(self, uid: str, files: LogFiles, *, adopted: bool) -> None:
-        """Nothing to do."""
+        """Keeps the files from growing beyond the cap."""
+        self._cutting[uid] = asyncio.create_task(self._keep_small(files))
 
     async def finish_logs(self, uid: str) -> None:
-        """Nothing to do."""
+        """Nothing is cut off any more."""
+        self.forget(uid)
 
     async def store_result(self, path: Path) -> Payload:
         """Names the result, whose bytes stay where they are."""
@@ -67,7 +82,15 @@ class StaysHere:
         raise ValueError("a standalone worker takes a callable in place, not by its hash")
 
     def forget(self, uid: str) -> None:
-        """Nothing to do."""
+        """Lets its files be."""
+        if (task := self._cutting.pop(uid, None)) is not None:
+            task.cancel()
+
+    async def _keep_small(self, files: LogFiles) -> None:
+        while True:
+            for path in (files.stdout, files.stderr):
+                logfile.cut(path, logfile.size_of(path) - self._cap)
+            await asyncio.sleep(self._look_s)
 
 
 def sha256_of(file: BinaryIO) -> str:

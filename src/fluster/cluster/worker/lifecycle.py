@@ -124,11 +124,9 @@ class Attempt:
         await self._settled.wait()
 
     async def clear(self) -> None:
-        """Gives back what it held. Its directory is left."""
+        """Has everybody forget it. Its directory is left."""
         self._site.delivery.forget(self.uid)
         await self._site.runtime.forget(self.uid)
-        self._site.ports.give_back(self.uid)
-        await self._site.gpus.give_back(self.uid)
 
     async def _live(self) -> ExitReport:
         try:
@@ -140,6 +138,9 @@ class Attempt:
             return stopped_before_start(self.notes.stop_reason or StopReason.REQUESTED, now=time.time())
         except OSError as error:
             return unusable_files(error)
+        finally:
+            self._site.ports.give_back(self.uid)
+            await self._site.gpus.give_back(self.uid)
         self._over.set()
         return await self._describe(record)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fluster.cluster.worker import logfile
 from fluster.cluster.worker.decide import pause_s
+from fluster.cluster.worker.delivery import LOG_CAP_BYTES
 from fluster.cluster.worker.runtime import LogFiles
 from fluster.errors import FlusterError, NotPermitted, RemoteFault, Unreachable
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import LogChunk, PushLogsRequest, PushLogsResponse
@@ -19,7 +20,6 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import LogStream
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_CAP_BYTES = 256 << 20
 LOOK_S = 0.1
 # A request may hold 2 MiB of log; the rest is for what surrounds it.
 _REQUEST_BYTES = 1_900_000
@@ -113,7 +113,7 @@ class LogShipper:
         look_s: How often files are looked at.
     """
 
-    def __init__(self, push: Push, *, cap_bytes: int = DEFAULT_CAP_BYTES, look_s: float = LOOK_S) -> None:
+    def __init__(self, push: Push, *, cap_bytes: int = LOG_CAP_BYTES, look_s: float = LOOK_S) -> None:
         self._push = push
         self._cap = cap_bytes
         self._look_s = look_s

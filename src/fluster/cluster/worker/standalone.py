@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fluster.cluster.states import Cause, TaskState
 from fluster.cluster.validation import check_command, check_env_vars, check_seconds
+from fluster.cluster.worker import logfile
 from fluster.cluster.worker.folder import check_uid
 from fluster.cluster.worker.lifecycle import Attempt, Phase
 from fluster.cluster.worker.messages import callable_entrypoint, command_entrypoint, inline_payload
@@ -51,7 +50,7 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class LogPiece:
-    """Bytes of a stream from `offset` on; `timestamp` is when they were seen."""
+    """Bytes of a stream from `offset` on, or a line that stands for those dropped; seen at `timestamp`."""
 
     stream: LogStream
     offset: int
@@ -119,7 +118,10 @@ async def follow_files(attempt: Attempt, offsets: tuple[int, int], *, follow: bo
         last = not follow or attempt.phase is Phase.ENDED
         found = False
         for stream, path in paths.items():
-            while data := _read(path, seen[stream]):
+            if (kept := logfile.first_kept(path)) > seen[stream]:
+                yield LogPiece(stream, seen[stream], _marker(kept - seen[stream]), time.time())
+                seen[stream] = kept
+            while data := logfile.read(path, seen[stream], _PIECE_BYTES):
                 yield LogPiece(stream, seen[stream], data, time.time())
                 seen[stream] += len(data)
                 found = True
@@ -136,12 +138,8 @@ async def _wait(attempt: Attempt) -> None:
         pass
 
 
-def _read(path: Path, offset: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return os.pread(file.fileno(), _PIECE_BYTES, offset)
-    except FileNotFoundError:
-        return b""
+def _marker(missing: int) -> bytes:
+    return b"[fluster: %d bytes of this log were dropped, it was longer than is kept]\n" % missing
 
 
 def _entrypoint(entrypoint: bytes | Sequence[str] | EntrypointSpec) -> EntrypointSpec:
