@@ -76,6 +76,12 @@ def is_running(pid: int, started: int) -> bool:
     return fields is not None and int(fields[19]) == started and fields[0] not in "ZX"
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is a zombie: nothing of it is left but what its parent has not asked for."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in "ZX"
+
+
 def all_pids() -> list[int]:
     """Every process this one can see."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]

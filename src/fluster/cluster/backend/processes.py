@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from fluster.cluster.attempt import proc
 from fluster.cluster.worker import files
 from fluster.cluster.worker.state import LOCK
 
@@ -106,7 +107,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _reap(pid: int) -> bool:
-    """Whether the process is gone."""
+    """Whether the process is gone: also one that has ended and whose parent does not ask, as in many containers."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -115,4 +116,4 @@ def _reap(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    return False
+    return proc.has_ended(pid)
