@@ -220,7 +220,15 @@ async def test_a_worker_nobody_lets_in_says_so_and_exits_with_4(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--cpu", "0"), ("--cpu", "nan"), ("--memory", "much"), ("--gpus", "-1"), ("--worker-id", "../x"), ("--what",)],
+    [
+        ("--cpu", "0"),
+        ("--cpu", "nan"),
+        ("--memory", "much"),
+        ("--gpus", "-1"),
+        ("--worker-id", "../x"),
+        ("--what",),
+        ("--host", "0.0.0.0"),
+    ],
 )
 async def test_options_that_break_their_rule_exit_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     async with daemon(tmp_path / "w", *arguments) as process:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor
+from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
 
 OWN = "{}.{}.{}".format(*sys.version_info[:3])
 
@@ -34,6 +34,15 @@ async def test_another_version_is_looked_up_on_the_path(tmp_path: Path, monkeypa
     assert await choose_interpreter("3.98", None) == (str(found), "3.98.2")
     with pytest.raises(NoInterpreter, match=r"3\.98\.7 was asked for, but .* is 3\.98\.2"):
         await choose_interpreter("3.98.7", None)
+
+
+def test_links_of_one_environment_are_one_interpreter_and_those_of_two_are_not(tmp_path: Path) -> None:
+    real = fake(tmp_path / "real", "3.12.0")
+    for name in ("one/python", "one/python3", "two/python"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(real)
+    assert same_interpreter(str(tmp_path / "one/python"), str(tmp_path / "one/python3"))
+    assert not same_interpreter(str(tmp_path / "one/python"), str(tmp_path / "two/python"))
 
 
 async def test_a_version_is_no_prefix_of_a_number() -> None:

@@ -239,12 +239,17 @@ class LocalBackend:
         return "its log ends: " + "\n".join(lines[-5:])
 
 
-def stop_local_workers(state_dir: Path | str, python: str = sys.executable) -> None:
-    """Ends every worker that a `LocalBackend` left running below `state_dir`, with all they run. Blocks."""
+def stop_local_workers(state_dir: Path | str, python: str = sys.executable, *, patience_s: float = 2.0) -> None:
+    """Ends every worker that a `LocalBackend` left running below `state_dir`, with all they run. Blocks.
+
+    Args:
+        state_dir: The backend's.
+        python: Interpreter of worker daemons.
+        patience_s: For workers whose lifeline has ended, which they see by themselves.
+    """
     workers = Path(state_dir) / _WORKERS
     for directory in sorted(workers.glob("*")):
-        # Their lifeline may have ended already, which they see by themselves.
-        processes.end_worker(directory, python, patience_s=2.0, grace_s=_END_GRACE_S)
+        processes.end_worker(directory, python, patience_s=patience_s, grace_s=_END_GRACE_S)
         delete(directory)
     with contextlib.suppress(OSError):
         os.rmdir(workers)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.gpu import Gpus
-from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor
+from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
 from fluster.cluster.worker.ports import Ports
 from fluster.cluster.worker.runtime import AttemptStart, Limits, Runtime
 from fluster.cluster.worker.variables import Surroundings, task_variables, world_size
@@ -138,7 +138,7 @@ async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable:
             f" cannot load it: submit it from Python {minor(version)}, or ask for"
             f" EnvironmentConfig(python={minor(submitter)!r})"
         )
-    default = path == (site.python or sys.executable)
+    default = same_interpreter(path, site.python or sys.executable)
     return None if default else path, os.path.dirname(path)
 
 

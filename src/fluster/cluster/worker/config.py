@@ -34,6 +34,7 @@ class WorkerConfig:
         exit_when_idle_s: End when nothing runs and there has been no controller for so long, and for a lease; `None`:
             wait for one forever.
         host, port: Of the worker's own service; port 0: any.
+        insecure_plaintext_network: The host may be one that the network reaches.
         advertise_host: Where its jobs can be reached; `None`: as the controller sees this machine.
     """
 
@@ -53,4 +54,5 @@ class WorkerConfig:
     exit_when_idle_s: float | None = None
     host: str = "127.0.0.1"
     port: int = 0
+    insecure_plaintext_network: bool = False
     advertise_host: str | None = None

@@ -8,6 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from fluster.cluster.worker import network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.gpu import GpuInventory, find_gpus
@@ -35,6 +36,11 @@ def run(config: WorkerConfig) -> int:
     """
     if config.runtime not in ("auto", "process"):
         raise ValueError(f"unknown runtime {config.runtime!r}; known are auto, process")
+    if not (network.is_loopback(config.host) or config.insecure_plaintext_network):
+        raise ValueError(
+            f"{config.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback,"
+            " or give --insecure-plaintext-network where the network itself is trusted"
+        )
     asyncio.run(_serve(config))
     return 0
 

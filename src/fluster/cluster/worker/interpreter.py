@@ -44,6 +44,14 @@ async def choose_interpreter(asked: str | None, default: str | None) -> tuple[st
     return found, version
 
 
+def same_interpreter(one: str, other: str) -> bool:
+    """Whether two paths give the same interpreter with the same packages: `python` and `python3` of one environment."""
+    if one == other:
+        return True
+    # The directory decides on the environment, what the link leads to on the interpreter.
+    return os.path.dirname(one) == os.path.dirname(other) and os.path.realpath(one) == os.path.realpath(other)
+
+
 def minor(version: str) -> str:
     """`3.12` of `3.12.4`."""
     return ".".join(version.split(".")[:2])
@@ -54,7 +62,7 @@ def _is_of(asked: str, version: str) -> bool:
 
 
 async def _version(path: str) -> str:
-    if path == sys.executable:
+    if same_interpreter(path, sys.executable):
         return _OWN_VERSION
     try:
         status = os.stat(path)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from fluster.cluster.attempt import proc
+from fluster.cluster.context import read_token_file
 from fluster.cluster.worker import files, machine, network
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.link import ControllerLink
@@ -40,7 +40,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         link,
         state,
         _about(parts, network.joined(config.host, port), advertise_host),
-        join_token=lambda: _read_token(config.token_file),
+        join_token=lambda: read_token_file(config.token_file) if config.token_file is not None else None,
         clock=steady_clock(same_machine=network.is_loopback(advertise_host)),
         idle_exit_s=config.exit_when_idle_s,
     )
@@ -101,10 +101,3 @@ def _about(parts: Parts, address: str, advertise_host: str) -> RegisterWorkerReq
             cgroup=parts.runtime.enforcement,
         ),
     )
-
-
-def _read_token(path: Path | None) -> str | None:
-    try:
-        return path.read_text().strip() if path is not None else None
-    except FileNotFoundError:
-        return None

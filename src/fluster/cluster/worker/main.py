@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host")
     serve.add_argument("--port", type=int)
     serve.add_argument("--advertise-host")
+    serve.add_argument("--insecure-plaintext-network", action="store_true", help="a --host that is not loopback")
     end = commands.add_parser("end", help="end what a worker that is gone left running")
     end.add_argument("--state-dir", type=Path, required=True)
     return parser

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fluster.cluster.context import read_token_file
 from fluster.cluster.worker import files, network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.gpu import GpuInventory
@@ -117,7 +118,7 @@ class OwnApi:
         token, token_file = self._token()
         for number in dict.fromkeys((port, 0)):
             servicer = server.WorkerServicer(self._manager, worker_id=self._worker_id, joined=self._joined)
-            rpc = server.worker_rpc_server(servicer, token, host=self._config.host, port=number)
+            rpc = server.worker_rpc_server(servicer, token, host=self._config.host, port=number, hosts=self._hosts())
             try:
                 bound = await rpc.start()
             except OSError:
@@ -141,10 +142,14 @@ class OwnApi:
         if self._server is not None:
             await self._server.stop()
 
+    def _hosts(self) -> list[str]:
+        """Names others may use for this machine."""
+        return [self._config.advertise_host] if self._config.advertise_host else []
+
     def _token(self) -> tuple[str, Any]:
         if self._joined or self._config.token_file is None:
             return files.own_token(self._config.state_dir)
-        return self._config.token_file.read_text().strip(), self._config.token_file
+        return read_token_file(self._config.token_file), self._config.token_file
 
 
 def _import_server() -> Any:

@@ -23,6 +23,11 @@ _log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
+LOCK = "lock"
+_IDENTITY, _CONTACT = "identity.json", "contact.json"
+# Whoever asks whether the lock is held holds it for an instant.
+_LOCK_S = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -129,12 +134,6 @@ class WorkerState:
         if contact.boot != proc.boot_id():
             return replace(contact, boot=proc.boot_id(), lease_until=0.0)
         return contact
-
-
-LOCK = "lock"
-# Whoever asks whether the lock is held holds it for an instant.
-_LOCK_S = 0.3
-_IDENTITY, _CONTACT = "identity.json", "contact.json"
 
 
 def steady_clock(*, same_machine: bool) -> Clock:

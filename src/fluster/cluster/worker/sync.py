@@ -176,14 +176,15 @@ class Sync:
 
     async def _call_register(self) -> RegisterWorkerResponse:
         self._about.request_id = secrets.token_hex(16)
-        identity, join_token = self._state.identity, self._join_token()
+        identity = self._state.identity
         if identity.registered:
             self._link.use_token(identity.token)
             try:
                 return await self._link.register(self._about)
-            except NotPermitted:
-                if join_token is None:
-                    raise
+            except NotPermitted as error:
+                _log.warning("the controller does not know this worker any more: %s", error)
+        # Read only now: once registered, the worker needs it no more, and it may be gone.
+        join_token = self._join_token()
         if join_token is None:
             raise NotPermitted("this worker is unknown to its controller and has no join token")
         self._link.use_token(join_token)
