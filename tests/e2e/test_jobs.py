@@ -264,7 +264,8 @@ def test_the_journal_tells_a_jobs_life(cluster: LocalCluster) -> None:
     job_id = cluster.launch(command("true"))
     cluster.wait(job_id, timeout=30)
 
-    kinds = [event.kind for event in cluster.events(job_id)]
+    # A worker reports that it has taken a task only if the task has not begun by then.
+    kinds = [event.kind for event in cluster.events(job_id) if event.kind != "TaskAccepted"]
     assert kinds == ["JobLaunched", "TaskPlaced", "TaskStarted", "TaskSucceeded", "JobSucceeded"]
 
 

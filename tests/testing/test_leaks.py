@@ -65,6 +65,18 @@ def test_an_open_descriptor_is_found(make: Callable[[], list[int]]) -> None:
     assert kinds(leaks) == ["descriptor"] * len(opened)
 
 
+def test_standard_streams_that_lead_elsewhere_are_no_growth() -> None:
+    reading, writing = os.pipe()
+    kept = os.dup(1)
+    before = Footprint.now()
+    os.dup2(writing, 1)
+    leaks = before.growth(within_s=0)
+    os.dup2(kept, 1)
+    for descriptor in (kept, reading, writing):
+        os.close(descriptor)
+    assert leaks == []
+
+
 def test_a_child_that_runs_is_found_and_ended() -> None:
     before = Footprint.now()
     process = subprocess.Popen(SLEEP)

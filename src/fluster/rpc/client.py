@@ -146,6 +146,10 @@ class ConnectClient:
         twin._pool = ConnectionPool(self.address, self._ssl_context)
         return twin
 
+    def close_idle(self) -> None:
+        """Close the connections that no call uses; the next call makes a new one."""
+        self._pool.close_idle()
+
     def close(self) -> None:
         """Close all connections; calls under way in other threads fail. Repeating it is harmless."""
         self._pool.close()

@@ -156,14 +156,20 @@ class ConnectionPool:
             here.busy.discard(connection)
         connection.close()
 
-    def close(self) -> None:
-        """Close those of all threads; a call that is under way fails."""
-        self.closed = True
+    def close_idle(self) -> None:
+        """Close those that no call uses."""
         here = self._here()
         with here.lock:
             idle, here.idle = here.idle, []
-            busy = list(here.busy)
         _close_all(idle)
+
+    def close(self) -> None:
+        """Close those of all threads; a call that is under way fails."""
+        self.closed = True
+        self.close_idle()
+        here = self._here()
+        with here.lock:
+            busy = list(here.busy)
         for connection in busy:  # its thread wakes up and closes it
             with suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RDWR)

@@ -22,6 +22,8 @@ _PROC = Path("/proc")
 # A process started from here carries this variable, whatever session it moved to and whoever adopted it.
 _TAG_NAME = "LEAK_CHECK_TAG"
 _POLL_S = 0.02
+# A test runner exchanges what these lead to while tests run, and puts its own back at the end.
+_STANDARD_STREAMS = ("0", "1", "2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def _process_leak(pid: int) -> Leak:
 
 
 def _descriptors() -> dict[str, str]:
-    """Open descriptors by what tells them apart, with a text for people; devices are left out."""
+    """Open descriptors by what tells them apart, with a text for people; devices and standard streams are left out."""
     if not (_PROC / "self/fd").is_dir():
         return {}
     found = {}
@@ -140,7 +142,7 @@ def _descriptors() -> dict[str, str]:
             target, mode = os.readlink(_PROC / "self/fd" / name), os.fstat(int(name)).st_mode
         except OSError:
             continue  # the descriptor of the listing itself
-        if not stat.S_ISCHR(mode):
+        if name not in _STANDARD_STREAMS and not stat.S_ISCHR(mode):
             found[f"{name} {target}"] = f"{name} {target}{_socket_name(int(name)) if stat.S_ISSOCK(mode) else ''}"
     return found
 

@@ -357,6 +357,15 @@ def test_a_connection_idle_for_too_long_is_not_used_again(
     assert callers[0] == callers[1] != callers[2]
 
 
+def test_idle_connections_can_be_closed_and_the_next_call_makes_a_new_one(
+    client: ConnectClient, server: ServerThread
+) -> None:
+    who(client)
+    client.close_idle()
+    until(lambda: not server.connections())
+    assert who(client) == "admin"
+
+
 def test_a_clone_can_be_closed_alone(client: ConnectClient) -> None:
     twin = client.clone()
     assert who(twin) == "admin"
