@@ -39,7 +39,7 @@ WORD = re.compile(r"[a-z]{3,}")
 NOT_OURS = {"site-packages", "dist-packages"}
 """Directories below the standard library that hold what was installed besides."""
 SAY_EVERY_S = 0.2
-FILES_DONE = re.compile(r"(\d+) of (\d+) files")
+DONE = re.compile(r"([\d.]+) of ([\d.]+) MB")
 
 
 @dataclass
@@ -64,6 +64,7 @@ def source_files() -> list[Path]:
 def count_words(files: Sequence[Path]) -> Count:
     """Counts the words of these files and prints how far it is."""
     count = Count(Counter())
+    total_bytes = sum(path.stat().st_size for path in files)
     said_at = time.monotonic()
     for path in files:
         content = path.read_bytes()
@@ -72,7 +73,7 @@ def count_words(files: Sequence[Path]) -> Count:
         count.size_bytes += len(content)
         if time.monotonic() - said_at > SAY_EVERY_S or count.files == len(files):
             said_at = time.monotonic()
-            print(f"{count.files} of {len(files)} files, {count.size_bytes / 1e6:.1f} MB", flush=True)
+            print(f"{count.size_bytes / 1e6:.1f} of {total_bytes / 1e6:.1f} MB, {count.files} files", flush=True)
     return count
 
 
@@ -179,9 +180,11 @@ def open_view(tasks: int) -> Iterator[View]:
     except ModuleNotFoundError:
         yield PlainView()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} files"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True, highlight=False)) as progress:
-        bars = [progress.add_task(f"task {task}", total=None) for task in range(tasks)]
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    screen = Console(stderr=True, highlight=False)
+    # Drawing must not take the cores that count.
+    with Progress(*columns, TimeElapsedColumn(), console=screen, refresh_per_second=5) as progress:
+        bars = [progress.add_task(f"task {task}", total=1, said="") for task in range(tasks)]
 
         class BarView:
             def say(self, text: str) -> None:
@@ -189,8 +192,8 @@ def open_view(tasks: int) -> Iterator[View]:
 
             def show(self, line: LogLine) -> None:
                 progress.console.print(f"[task {line.task}] {line.data}", markup=False)
-                if found := FILES_DONE.match(line.data):
-                    progress.update(bars[line.task], completed=int(found[1]), total=int(found[2]))
+                if found := DONE.match(line.data):
+                    progress.update(bars[line.task], completed=float(found[1]), total=float(found[2]), said=found[0])
 
         yield BarView()
 

@@ -1,6 +1,9 @@
 """Commands that read, wait and stop, on a configured cluster."""
 
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -128,6 +131,16 @@ def test_a_reader_that_leaves_ends_logs_quietly(fluster: Fluster, cluster: Clust
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("command", ["jobs", "jobs --json", "workers", "config show"])
+def test_a_closed_or_full_stdout_is_no_traceback(fluster: Fluster, command: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m fluster {command}"
+    for redirection, code in ((">&-", 0), ("| true; exit ${PIPESTATUS[0]}", 0), (">/dev/full", 1)):
+        shell = ["bash", "-c", f"{line} {redirection}"]
+        ran = subprocess.run(shell, env=fluster.environ, capture_output=True, text=True, timeout=20)
+        assert ran.returncode == code, (redirection, ran.stderr)
+        assert len(ran.stderr.splitlines()) == code
 
 
 def test_wait_says_by_its_exit_code_how_the_job_ended(fluster: Fluster, cluster: Cluster, ended: str) -> None:

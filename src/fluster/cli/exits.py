@@ -10,8 +10,6 @@ import click
 from fluster.cli.inert import inert
 from fluster.errors import FlusterError, JobNotFound, NotPermitted, Unreachable
 
-_MAX_LINES = 2
-
 
 class ExitCode(IntEnum):
     """What a command's exit code says; `fluster run` passes the job's own besides."""
@@ -48,10 +46,11 @@ def report(error: BaseException) -> int:
 
 
 def say(text: str, *, command: str = "fluster") -> None:
-    """An error's lines on stderr, whatever they hold."""
+    """An error's line on stderr, and one more: the last, which in a log or a traceback says most."""
     lines = [line for line in inert(text).splitlines() if line.strip()] or ["failed"]
+    shown = [f"{command}: {lines[0]}", *lines[1:][-1:]]
     try:
-        print(f"{command}: " + "\n".join(lines[:_MAX_LINES]), file=sys.stderr, flush=True)
+        print("\n".join(shown), file=sys.stderr, flush=True)
     except OSError:
         pass  # nobody reads it
 

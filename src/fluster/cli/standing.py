@@ -60,10 +60,7 @@ class Standing:
 
     def address(self) -> str | None:
         """Where its controller serves, or served last."""
-        try:
-            return str(json.loads(self._announced.read_bytes())["address"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return _address_in(self._announced)
 
     def holder(self) -> Holder | None:
         """The controller's process; `None` when none runs."""
@@ -84,24 +81,41 @@ class Standing:
             FlusterError: It did not start; the text has the last line of its log.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        served = (self.address() or "").rpartition(":")[2]
+        # The one it had, else the usual one, else any.
+        for port in (int(served) if served.isdigit() else 0, PREFERRED_PORT):
+            if port and _is_free(port):
+                try:
+                    return self._start(backend, port)
+                except FlusterError:
+                    if _is_free(port):
+                        raise
+        return self._start(backend, 0)
+
+    def _start(self, backend: str, port: int) -> str:
         command = [sys.executable, "-m", "fluster", "controller", "serve", "--backend", backend]
-        command += ["--state-dir", str(self.directory), "--port", str(self._port())]
-        with self._announced.open("wb") as announced, self.log.open("ab") as log:
+        command += ["--state-dir", str(self.directory), "--port", str(port)]
+        # Its own until it serves: two at a time must not take each other's.
+        announced = self._announced.with_suffix(f".{os.getpid()}")
+        with announced.open("wb") as out, self.log.open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=announced,
+                stdout=out,
                 stderr=log,
                 cwd=self.directory,
                 start_new_session=True,  # the terminal's Ctrl-C and end are not its own
             )
         try:
-            return self._served(process)
+            address = self._served(process, announced)
+            announced.replace(self._announced)
         except BaseException:
             process.terminate()
             process.wait()
-            self.forget()
+            announced.unlink(missing_ok=True)
             raise
+        process.returncode = 0  # it is on its own now; nobody here waits for its end
+        return address
 
     def forget(self) -> None:
         """It is down on purpose."""
@@ -111,24 +125,15 @@ class Standing:
     def _announced(self) -> Path:
         return self.directory / "serving.json"
 
-    def _served(self, process: subprocess.Popen[bytes]) -> str:
+    def _served(self, process: subprocess.Popen[bytes], announced: Path) -> str:
         deadline = time.monotonic() + _START_S
-        while (address := self.address()) is None:
+        while (address := _address_in(announced)) is None:
             if process.poll() is not None:
-                raise FlusterError(f"the controller did not start: {self._last_words()}\nits log is {self.log}")
+                raise FlusterError(f"the controller did not start; its log is {self.log}\n{self._last_words()}")
             if time.monotonic() > deadline:
                 raise FlusterError(f"the controller did not serve within {_START_S:.0f} s; its log is {self.log}")
             time.sleep(_POLL_S)
-        process.returncode = 0  # it is on its own now; nobody here waits for its end
         return address
-
-    def _port(self) -> int:
-        """The one it had, else the usual one, else any."""
-        served = (self.address() or "").rpartition(":")[2]
-        for port in (int(served) if served.isdigit() else 0, PREFERRED_PORT):
-            if port and _is_free(port):
-                return port
-        return 0
 
     def _last_words(self) -> str:
         try:
@@ -136,6 +141,13 @@ class Standing:
         except OSError:
             lines = []
         return lines[-1] if lines else "it said nothing"
+
+
+def _address_in(announced: Path) -> str | None:
+    try:
+        return str(json.loads(announced.read_bytes())["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_free(port: int) -> bool:

@@ -55,7 +55,7 @@ def up(backend: str, name: str) -> None:
     fresh = address is None
     if address is None:
         with passing("starting a cluster on this machine"):
-            address = standing.start(backend)
+            address = _start(standing, backend)
     previous = _configure(standing, address)
     with _client(standing, address) as client:
         worker = _ready_worker(client)
@@ -78,6 +78,17 @@ def _running(standing: Standing) -> str | None:
             raise FlusterError(f"{standing.directory} is in use by a controller that `up` did not start ({holder})")
         time.sleep(_POLL_S)
     return None
+
+
+def _start(standing: Standing, backend: str) -> str:
+    try:
+        return standing.start(backend)
+    except FlusterError:
+        # Another `up` may have been quicker.
+        address = _running(standing)
+        if address is None:
+            raise
+        return address
 
 
 def _configure(standing: Standing, address: str) -> str | None:
@@ -152,7 +163,7 @@ def _end_processes(standing: Standing) -> None:
     # Holding the lock keeps an `up` of the same moment out until everything is gone.
     lock = StateLock.take(standing.directory / LOCK, take_over=True)
     try:
-        stop_local_workers(standing.directory)
+        stop_local_workers(standing.directory, patience_s=0.0)
         standing.forget()
     finally:
         lock.release()
