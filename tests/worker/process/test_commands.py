@@ -39,6 +39,15 @@ async def test_a_missing_command_is_a_start_error_with_127(lab: Any) -> None:
     assert not end.fluster_fault
 
 
+async def test_a_start_error_is_never_taken_for_an_exit_code(lab: Any) -> None:
+    # The process that could not become the command ends at once: its shim must not see the end before the reason.
+    async with lab() as it:
+        for number in range(30):
+            end = await it.runtime.start(it.attempt(command=("no-such-program",), uid=f"missing-{number}"))
+            assert isinstance(end, ExitRecord)
+            assert end.start_error is not None
+
+
 @pytest.mark.parametrize("content", ["#!/bin/sh\necho never\n", None])
 async def test_a_command_that_may_not_be_executed_is_a_start_error_with_126(
     lab: Any, tmp_path: Path, content: str | None

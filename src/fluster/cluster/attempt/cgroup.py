@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+_MAKE_TRIES = 5
 CPU_PERIOD_US = 100_000
 V1_SHARES_PER_CORE = 1024
 V2_WEIGHT_PER_CORE = 100
@@ -77,7 +79,13 @@ class AttemptCgroup:
         The first one for a while takes 5-15 ms: the kernel waits until every CPU has passed through the scheduler.
         """
         for hierarchy in self.hierarchies:
-            _write(hierarchy.path / "cgroup.procs", "0")
+            try:
+                _write(hierarchy.path / "cgroup.procs", "0")
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+                _make(hierarchy)  # a worker of the same name took it for a leftover
+                _write(hierarchy.path / "cgroup.procs", "0")
 
     def pids(self) -> set[int]:
         """Processes inside, zombies excluded."""
@@ -122,11 +130,8 @@ class AttemptCgroup:
             return 0
 
     def remove(self) -> bool:
-        """Removes the directories, and the worker's above them if these were the last; says whether ours are gone."""
+        """Removes the directories; says whether all are gone."""
         removed = [remove_tree(hierarchy.path) for hierarchy in self.hierarchies]
-        for hierarchy in self.hierarchies:
-            with contextlib.suppress(OSError):  # a living worker always has a spare in there
-                os.rmdir(hierarchy.path.parent)
         return all(removed)
 
     def _of(self, controller: str) -> Hierarchy | None:
@@ -136,6 +141,13 @@ class AttemptCgroup:
         if (freezer := self._of("freezer")) is not None:
             with contextlib.suppress(OSError):
                 _write(freezer.path / "freezer.state", state)
+
+
+def remove_if_empty(directories: Iterable[Path]) -> None:
+    """Removes the worker's own directories if no attempt is left in them."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def remove_tree(path: Path) -> bool:
@@ -154,16 +166,16 @@ def remove_tree(path: Path) -> bool:
 
 
 def _make(hierarchy: Hierarchy) -> None:
-    """Makes the attempt's directory, and the worker's above it, which its last attempt may just have removed."""
-    for _ in range(3):
-        with contextlib.suppress(FileNotFoundError):
-            hierarchy.path.mkdir(exist_ok=True)
-            return
+    """Makes the attempt's directory, and the worker's above it, which its last shim may just have removed."""
+    for _ in range(_MAKE_TRIES):
         with contextlib.suppress(FileExistsError):
             hierarchy.path.parent.mkdir()
-        if hierarchy.version == 2:
-            enable_controllers(hierarchy.path.parent, hierarchy.controllers)
-    hierarchy.path.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            if hierarchy.version == 2:
+                enable_controllers(hierarchy.path.parent, hierarchy.controllers)
+            hierarchy.path.mkdir()
+            return
+    raise FileNotFoundError(f"{hierarchy.path.parent} was removed again and again")
 
 
 def _write(path: Path, text: str) -> None:

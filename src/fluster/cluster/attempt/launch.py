@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -40,15 +41,19 @@ class StartError:
         return cls(*json.loads(content))
 
 
-def become_attempt(shim: int, cgroup: AttemptCgroup, orders: int, errors: int) -> StartRequest:
+def become_attempt(
+    shim: int, cgroup: AttemptCgroup, orders: int, errors: int, get_ready: Callable[[], None]
+) -> StartRequest:
     """Turns this fork of a shim into the attempt that the shim names on `orders`: a command never returns from here.
 
     Whatever goes wrong is written to `errors`, which closes otherwise. Without an order the process ends.
+    `get_ready` is what a callable needs and a command is not harmed by; there is time for it before the order comes.
     """
     try:
         _separate(shim)
         _close_all_but(orders, errors)
         cgroup.join()
+        get_ready()
         request = _await_order(orders)
         _use_files(request)
         _await_go(orders)

@@ -21,8 +21,10 @@ INTERRUPTED = 130
 
 
 def run(directory: Path, import_path: tuple[str, ...]) -> str | int | None:
-    """Calls the entrypoint and writes its outcome; gives what `sys.exit` is to be called with."""
-    _become_program(import_path)
+    """Calls the entrypoint and writes its outcome, after `get_ready`; gives what `sys.exit` is to be called with."""
+    _set_signals()
+    sys.path[:] = [*import_path, *(entry for entry in sys.path if entry not in import_path)]
+    importlib.invalidate_caches()
     try:
         outcome.write_value(directory, _call(directory))
     except SystemExit as stop:
@@ -39,14 +41,26 @@ def replace_environment(environment: Mapping[str, str]) -> None:
     time.tzset()
 
 
-def _become_program(import_path: tuple[str, ...]) -> None:
-    """What a fresh interpreter has and a fork of a zygote, or `python -m`, has not."""
+def get_ready() -> None:
+    """Makes a fork of a zygote, or `python -m`, look like a fresh program, before its directory is known.
+
+    The rest is a rehearsal: what it writes to in memory, in a fork, is copied now and not when the request has come.
+    """
+    _become_program()
+    replace_environment(dict(os.environ))
+    outcome.rehearse()
+    importlib.invalidate_caches()
+
+
+def _set_signals() -> None:
+    """Python's own choice, which a command must not inherit."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def _become_program() -> None:
     sys.argv[:] = ["fluster-attempt"]
-    sys.path[:] = [*import_path, *(entry for entry in sys.path if entry not in import_path)]
-    importlib.invalidate_caches()
     # Functions of the submitter's `__main__` come with their globals; ours must not be among them.
     program = types.ModuleType("__main__")
     program.__dict__["__builtins__"] = __builtins__
@@ -90,6 +104,7 @@ def _fail(directory: Path, error: BaseException) -> int:
 def main(arguments: list[str]) -> None:
     """The attempt in an interpreter of its own: its directory, and the import path as JSON."""
     directory = Path(arguments[0])
+    get_ready()
     (directory / files.LOADED).touch()
     sys.exit(run(directory, tuple(json.loads(arguments[1]))))
 

@@ -43,6 +43,13 @@ def write_error(directory: Path, error: BaseException) -> None:
     _write(directory, Outcome(kind=kind))
 
 
+def rehearse() -> None:
+    """Pickles, loads and encodes something small."""
+    function, _, _ = pickle.loads(cloudpickle.dumps((int, (), {})))
+    kind: Oneof[Literal["value"], bytes] = Oneof("value", cloudpickle.dumps(function()))
+    Outcome(kind=kind).to_binary()
+
+
 def without_frames_of(path: str, trace: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame below those of the module at `path`; as it is if there is no other."""
     below = trace

@@ -1,70 +1,57 @@
-"""The small process above each attempt: starts it, watches it, ends its whole tree, and writes down how it ended."""
+"""The small process above each attempt: forks it, waits with it for the request, and stays until its tree is gone."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from fluster.cluster.attempt import files, proc, record
-from fluster.cluster.attempt.cgroup import AttemptCgroup, Hierarchy
-from fluster.cluster.attempt.launch import COMMAND_NOT_EXECUTABLE, GO, StartError, become_attempt
-from fluster.cluster.attempt.request import StartRequest, hierarchies_to_json, read_frame, write_frame
+from fluster.cluster.attempt.cgroup import AttemptCgroup, Bounds, Hierarchy, remove_if_empty
+from fluster.cluster.attempt.launch import become_attempt
+from fluster.cluster.attempt.replies import Replies
+from fluster.cluster.attempt.request import LENGTH_BYTES, StartRequest, read_frame, write_frame
 from fluster.cluster.attempt.tree import Tree
+from fluster.cluster.attempt.watch import Fork, Watch
 
-SAMPLE_EVERY_S = 0.2
-_PAUSE_MS = 20
-_REMOVE_TRIES = 10
-_NEVER = float("inf")
+_PAUSE_S = 0.02
+_NOWHERE = Path("/nowhere/at/all")
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The descriptors a shim has of others.
+    """What a shim has of others.
 
     Attributes:
-        replies: To the worker; closed with the first answer.
-        lifeline: Whose end of file ends everything at once, if there is one.
+        replies: To the worker.
+        lifeline: Descriptor whose end of file ends everything at once, if there is one.
+        zygote: The process that forks shims.
     """
 
-    replies: int
+    replies: Replies
     lifeline: int | None
+    zygote: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """The process that waits to become the attempt.
-
-    Attributes:
-        cgroup: What it has joined, or is about to.
-        orders: Pipe to it: the request, then the word to go.
-        errors: Pipe from it: closes when it starts, after a `StartError` if it cannot.
-    """
-
-    pid: int
-    cgroup: AttemptCgroup
-    orders: int
-    errors: int
-
-
-def supervise(requests: int, ends: Ends, cgroups: tuple[Hierarchy, ...]) -> StartRequest:
+def supervise(requests: int, ends: Ends, cgroups: tuple[Hierarchy, ...], get_ready: Callable[[], None]) -> StartRequest:
     """Gets ready for one attempt, waits for the request, and runs it to the end of its tree; in a fork made for it.
 
     Returns in the attempt's own process only, and there only for a callable: the caller then runs it and exits.
+    `get_ready` is called there while the request is waited for.
     """
     shim = os.getpid()
-    announce(ends, {"forked": shim})
+    ends.replies.tell({"forked": shim})
     _become_shim()
     fork: Fork | OSError
     try:
         cgroup = AttemptCgroup.below(cgroups)
         (order_end, orders), (errors, error_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         if (pid := os.fork()) == 0:
-            return become_attempt(shim, cgroup, order_end, error_end)
+            return become_attempt(shim, cgroup, order_end, error_end, get_ready)
         os.close(order_end)
         os.close(error_end)
         fork = Fork(pid, cgroup, orders, errors)
@@ -76,6 +63,7 @@ def supervise(requests: int, ends: Ends, cgroups: tuple[Hierarchy, ...]) -> Star
 
 def _serve(requests: int, ends: Ends, fork: Fork | OSError) -> None:
     """What the shim does from then on."""
+    _rehearse()
     frame = read_frame(requests)
     if frame is not None:
         request = StartRequest.from_json(frame)
@@ -83,209 +71,41 @@ def _serve(requests: int, ends: Ends, fork: Fork | OSError) -> None:
             if isinstance(fork, OSError):
                 raise fork
             write_frame(fork.orders, frame)
-            if (shim := _Shim.make(request, ends, fork)) is not None:
-                shim.run()
+            _run(request, ends, fork)
         except BaseException as error:
-            _reply(ends, {"number": request.number, "fault": f"the attempt's shim failed: {error!r}"})
+            ends.replies.answer(request.number, {"fault": f"the attempt's shim failed: {error!r}"})
     cgroup = AttemptCgroup(()) if isinstance(fork, OSError) else fork.cgroup
     Tree(cgroup).kill(_doze)
     cgroup.remove()
+    if os.getppid() != ends.zygote:  # nobody will make attempts below the worker's cgroup any more
+        remove_if_empty(each.path.parent for each in cgroup.hierarchies)
+
+
+def _run(request: StartRequest, ends: Ends, fork: Fork) -> None:
+    """Watches the attempt to its end, unless it has a shim, had one, or was given up."""
+    lock = files.take_lock(request.directory)  # held until this process ends
+    over = (files.RUNNING, files.EXIT, files.ABANDONED)
+    if lock is None or any((request.directory / name).exists() for name in over):
+        ends.replies.answer(request.number, {"known": True})
+        return
+    proc.mark_this_process(request.uid)
+    Watch(request, fork, ends.replies, ends.lifeline).run()
+
+
+def _rehearse() -> None:
+    """Does once what the request will need, to no effect: what that writes to in memory is copied before it counts."""
+    bounds = Bounds(cpu=1.0, cpu_quota=False, memory_bytes=None, pids=1)
+    request = StartRequest(0, "", _NOWHERE, None, False, {}, _NOWHERE, (), bounds, None, 0.0)
+    StartRequest.from_json(request.to_frame()[LENGTH_BYTES:])
+    running = record.running_fields(os.getpid(), time.time(), [])
+    with contextlib.suppress(OSError):
+        files.take_lock(_NOWHERE)
+    with contextlib.suppress(OSError):
+        files.write_json(_NOWHERE / files.RUNNING, running)
 
 
 def _doze() -> None:
-    time.sleep(_PAUSE_MS / 1000)
-
-
-def announce(ends: Ends, fields: dict[str, Any]) -> None:
-    """Tells the worker in one line, shorter than what a pipe takes in one piece: zygote and shims share this one."""
-    try:
-        os.write(ends.replies, json.dumps(fields).encode()[: select.PIPE_BUF - 1] + b"\n")
-    except OSError:  # closed after the answer, or the worker is gone: the files say the same
-        pass
-
-
-def _reply(ends: Ends, fields: dict[str, Any]) -> None:
-    """The one answer to a request."""
-    announce(ends, fields)
-    try:
-        os.close(ends.replies)
-    except OSError:  # answered before
-        pass
-
-
-class _Shim:
-    """One attempt as its shim sees it."""
-
-    def __init__(self, request: StartRequest, ends: Ends, fork: Fork, exit_file: record.ExitFile) -> None:
-        self._request = request
-        self._ends = ends
-        self._fork = fork
-        self._exit_file = exit_file
-        self._cgroup = fork.cgroup
-        self._tree = Tree(self._cgroup, fork.pid)
-        self._samples = not (self._cgroup.holds("memory") and self._cgroup.holds("pids"))
-        self._wake = _wake_on_children()
-        self._control = _open_control(request)
-        self._poll = select.poll()
-        for descriptor in (self._wake, self._control, fork.errors, ends.lifeline):
-            if descriptor is not None:
-                self._poll.register(descriptor, select.POLLIN)
-        self._running: dict[str, Any] = {}
-        self._started_at: float | None = None
-        self._time_over = self._next_sample = self._kill_at = _NEVER
-        self._start_error: StartError | None = None
-        self._stop_requested = self._timed_out = self._memory_exceeded = self._deserted = False
-        self._peak_bytes = 0
-
-    @classmethod
-    def make(cls, request: StartRequest, ends: Ends, fork: Fork) -> _Shim | None:
-        """The shim of this attempt; `None`, answered, if it has one, had one, or was given up."""
-        lock = files.take_lock(request.directory)  # held until this process ends
-        over = (files.RUNNING, files.EXIT, files.ABANDONED)
-        if lock is None or any((request.directory / name).exists() for name in over):
-            _reply(ends, {"number": request.number, "known": True})
-            return None
-        proc.mark_this_process(request.uid)
-        return cls(request, ends, fork, record.ExitFile.reserve(request.directory))
-
-    def run(self) -> None:
-        """Returns when the attempt is over, its tree gone and its exit record written."""
-        try:
-            self._cgroup.limit(self._request.bounds)
-            self._let_go()
-        except OSError as error:
-            self._start_error = StartError(f"cannot limit the attempt: {error}", fluster_fault=True)
-            self._kill_at = 0.0
-        while not self._is_over():
-            self._turn()
-        self._tree.kill(self._pause)
-        self._write_record()
-
-    def _let_go(self) -> None:
-        """Starts the attempt, and its clock."""
-        self._started_at = time.time()
-        now = time.monotonic()
-        if self._request.time_s is not None:
-            self._time_over = now + self._request.time_s
-        if self._samples:
-            self._next_sample = now + SAMPLE_EVERY_S
-        hierarchies = hierarchies_to_json(self._cgroup.hierarchies)
-        self._running = record.running_fields(self._fork.pid, self._started_at, hierarchies)
-        files.write_json(self._request.directory / files.RUNNING, self._running)
-        os.write(self._fork.orders, GO)
-
-    @property
-    def _ended(self) -> bool:
-        return self._tree.status is not None
-
-    def _is_over(self) -> bool:
-        """Whether what is left now, if anything, is to be killed. Told to stop, all of the tree has the grace."""
-        alive = self._tree.reap()
-        if time.monotonic() >= self._kill_at:
-            return True
-        return self._ended and (self._kill_at == _NEVER or not (alive or self._cgroup.pids()))
-
-    def _turn(self) -> None:
-        until = min(self._time_over, self._next_sample, self._kill_at)
-        timeout = None if until == _NEVER else max(0.0, until - time.monotonic()) * 1000 + 1
-        for descriptor, _ in self._poll.poll(timeout):
-            self._heed(descriptor)
-        self._check_time()
-        if time.monotonic() >= self._next_sample:
-            self._sample()
-
-    def _heed(self, descriptor: int) -> None:
-        if descriptor == self._wake:
-            # Before anything else this turn may decide: an attempt that has ended cannot be told to stop.
-            os.read(descriptor, 4096)
-            self._tree.reap()
-        elif descriptor == self._fork.errors:
-            self._note_start()
-        elif descriptor == self._control:
-            self._obey(os.read(descriptor, 4096).decode(errors="replace"))
-        else:
-            self._deserted = True
-            self._poll.unregister(descriptor)
-            self._kill_at = 0.0
-
-    def _note_start(self) -> None:
-        problem = os.read(self._fork.errors, 65536)
-        self._poll.unregister(self._fork.errors)
-        if problem:
-            self._start_error = StartError.received(problem)
-            return
-        _reply(self._ends, {"number": self._request.number, **self._running})
-
-    def _obey(self, orders: str) -> None:
-        for grace in record.graces(orders):
-            self._stop_requested |= not self._ended
-            self._end_within(grace)
-
-    def _check_time(self) -> None:
-        if time.monotonic() >= self._time_over:
-            self._time_over = _NEVER
-            self._timed_out = not self._ended
-            self._end_within(self._request.grace_s)
-
-    def _end_within(self, grace_s: float) -> None:
-        if self._kill_at == _NEVER:
-            self._tree.terminate()
-        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
-
-    def _sample(self) -> None:
-        """Holds the limits where the kernel does not."""
-        self._next_sample = time.monotonic() + SAMPLE_EVERY_S
-        bounds, pids = self._request.bounds, list(self._tree.pids())
-        used = proc.memory_bytes(pids, bounds.memory_bytes)
-        self._peak_bytes = max(self._peak_bytes, used)
-        if bounds.memory_bytes is not None and used > bounds.memory_bytes and not self._cgroup.holds("memory"):
-            self._memory_exceeded = not self._ended
-            self._kill_at = 0.0
-        if len(pids) > bounds.pids and not self._cgroup.holds("pids"):
-            record.say(self._request.directory, f"stopped: {len(pids)} processes, the limit is {bounds.pids}")
-            self._kill_at = 0.0
-
-    def _pause(self) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        if poll.poll(_PAUSE_MS):
-            os.read(self._wake, 4096)
-
-    def _write_record(self) -> None:
-        out_of_memory = self._memory_exceeded or self._cgroup.oom_kills() > 0
-        peak = max(self._peak_bytes, self._cgroup.peak_memory_bytes()) or self._tree.largest_bytes
-        self._remove_cgroup()
-        status = self._tree.status or 0
-        problem = self._start_error or self._unloaded(status, out_of_memory)
-        self._exit_file.write(
-            record.exit_fields(
-                status=status,
-                out_of_memory=out_of_memory,
-                timed_out=self._timed_out,
-                stop_requested=self._stop_requested,
-                problem=problem,
-                peak_memory_bytes=peak,
-                started_at=self._started_at,
-                finished_at=time.time(),
-            )
-        )
-        _reply(self._ends, {"number": self._request.number, "ended": True})
-
-    def _unloaded(self, status: int, out_of_memory: bool) -> StartError | None:
-        """An interpreter that ended by itself before it had loaded the job runtime never ran the attempt."""
-        ended_from_outside = out_of_memory or self._timed_out or self._stop_requested or self._deserted
-        if not self._request.interpreter or ended_from_outside or status == 0:
-            return None
-        if (self._request.directory / files.LOADED).exists():
-            return None
-        assert self._request.argv is not None
-        return record.unusable_interpreter(self._request.argv[0], self._request.directory, COMMAND_NOT_EXECUTABLE)
-
-    def _remove_cgroup(self) -> None:
-        for _ in range(_REMOVE_TRIES):
-            if self._cgroup.remove():
-                break
-            self._pause()
+    time.sleep(_PAUSE_S)
 
 
 def _become_shim() -> None:
@@ -298,19 +118,3 @@ def _become_shim() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
     os.close(nothing)
-
-
-def _wake_on_children() -> int:
-    """A descriptor that becomes readable when a child ends."""
-    wake, woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    return wake
-
-
-def _open_control(request: StartRequest) -> int:
-    """The FIFO with the worker's orders, also those of a worker that comes later."""
-    path = request.directory / files.CONTROL
-    os.mkfifo(path, 0o600)
-    # Open for writing too: with no other writer there is no end of file.
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -80,7 +80,9 @@ class Tree:
 
 def _stopping(root: int) -> Iterator[int]:
     """All descendants, each stopped as it is found: what is stopped neither forks nor hides behind its child."""
-    for pid in proc.children(root):
-        send((pid,), signal.SIGSTOP)
-        yield pid
-        yield from _stopping(pid)
+    waiting = [root]
+    while waiting:
+        for pid in proc.children(waiting.pop()):
+            send((pid,), signal.SIGSTOP)
+            yield pid
+            waiting.append(pid)

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 
 from fluster.cluster.attempt import main as runner
 from fluster.cluster.attempt import proc
+from fluster.cluster.attempt.cgroup import Hierarchy, remove_if_empty
 from fluster.cluster.attempt.ending import end_program, remember_preloaded
+from fluster.cluster.attempt.replies import Replies
 from fluster.cluster.attempt.request import hierarchies_from_json, request_number, take_frame, write_frame
-from fluster.cluster.attempt.shim import Ends, announce, supervise
+from fluster.cluster.attempt.shim import Ends, supervise
 from fluster.cluster.attempt.tree import send
 
 _CHUNK = 1 << 16
@@ -50,7 +52,7 @@ class Zygote:
         """Returns in each fork, with the descriptor its request comes on; in the zygote itself `None`, at its end."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        announce(self._ends, {"ready": os.getpid()})
+        self._ends.replies.tell({"ready": os.getpid()})
         poll = self._poll()
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(_SPARE_AFTER_MS if self._spare is None else None)}
@@ -64,11 +66,12 @@ class Zygote:
             if (fork := self._fork_due(idle=not ready)) is not None:
                 return fork
 
-    def end(self) -> None:
+    def end(self, cgroups: tuple[Hierarchy, ...]) -> None:
         """Ends the spare, which ends by itself when nobody can send it a request, and collects it."""
         if self._spare is not None:
             os.close(self._spare.requests)
             os.waitpid(self._spare.pid, 0)
+        remove_if_empty(each.path for each in cgroups)
 
     def _poll(self) -> select.poll:
         poll = select.poll()
@@ -97,9 +100,8 @@ class Zygote:
         try:
             write_frame(spare.requests, frame)
         except BrokenPipeError:
-            announce(
-                self._ends, {"number": request_number(frame), "fault": "the attempt's shim was killed before it began"}
-            )
+            problem = "the attempt's shim was killed before it began"
+            self._ends.replies.tell({"number": request_number(frame), "fault": problem})
         os.close(spare.requests)
 
     def _fork(self, number: int | None) -> int | None:
@@ -111,7 +113,7 @@ class Zygote:
             os.close(receiving)
             os.close(requests)
             if number is not None:
-                announce(self._ends, {"number": number, "fault": f"cannot fork a shim: {error.strerror}"})
+                self._ends.replies.tell({"number": number, "fault": f"cannot fork a shim: {error.strerror}"})
             return None
         if pid == 0:
             os.close(requests)
@@ -142,7 +144,7 @@ class Zygote:
     def _forget(self, pid: int) -> None:
         if pid in self._shims:
             self._shims.discard(pid)
-            announce(self._ends, {"reaped": pid})
+            self._ends.replies.tell({"reaped": pid})
         if self._spare is not None and self._spare.pid == pid:
             os.close(self._spare.requests)
             self._spare = None
@@ -181,12 +183,13 @@ def main(arguments: list[str]) -> None:
     remember_preloaded()
     gc.collect()
     gc.freeze()  # a collection in a fork would copy the pages of everything imported
-    ends = Ends(replies, parsed.lifeline_fd)
+    ends = Ends(Replies(replies), parsed.lifeline_fd, os.getpid())
+    cgroups = hierarchies_from_json(parsed.cgroups)
     zygote = Zygote(requests, ends)
     if (requests_of_fork := zygote.serve()) is None:
-        zygote.end()
+        zygote.end(cgroups)
         os._exit(0)
-    request = supervise(requests_of_fork, ends, hierarchies_from_json(parsed.cgroups))
+    request = supervise(requests_of_fork, ends, cgroups, runner.get_ready)
     runner.replace_environment(request.environment)
     end_program(runner.run(request.directory, request.import_path))
 

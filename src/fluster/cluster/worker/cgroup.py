@@ -14,6 +14,7 @@ from fluster.cluster.attempt.cgroup import (
     Bounds,
     Hierarchy,
     enable_controllers,
+    remove_if_empty,
     remove_tree,
 )
 
@@ -40,15 +41,13 @@ class WorkerCgroups:
         versions = [each.version for each in self.parents if "memory" in each.controllers]
         return f"v{versions[0]}" if versions else "none"
 
-    def remove_empty(self) -> None:
-        """Removes what ended attempts left, and the worker's directories if nothing runs in them."""
+    def remove_leftovers(self) -> None:
+        """Removes empty directories: of attempts whose shim was killed (others remove their own), and the worker's."""
         for parent in self.parents:
-            with contextlib.suppress(OSError):
-                for directory in list(os.scandir(parent.path)):
-                    if directory.is_dir():
-                        remove_tree(Path(directory.path))
-            with contextlib.suppress(OSError):
-                os.rmdir(parent.path)
+            with contextlib.suppress(FileNotFoundError):
+                for directory in [entry.path for entry in os.scandir(parent.path) if entry.is_dir()]:
+                    remove_tree(Path(directory))
+        remove_if_empty(parent.path for parent in self.parents)
 
 
 def find_cgroups(name: str, *, enforcement: str = "auto") -> WorkerCgroups:
@@ -209,3 +208,4 @@ def _works(parent: Hierarchy, *, needs: str = "cgroup.procs") -> bool:
         return False
     finally:
         trial.remove()
+        remove_if_empty((parent.path,))

@@ -103,7 +103,8 @@ class ProcessRuntime:
         Raises:
             ZygoteDied: The interpreter cannot run the job runtime.
         """
-        self._cgroups.remove_empty()
+        if self._zygote is None:
+            self._cgroups.remove_leftovers()
         await self._warm_zygote()
 
     async def start(self, attempt: AttemptStart) -> Running | ExitRecord:
@@ -170,7 +171,7 @@ class ProcessRuntime:
         if self._zygote is not None:
             await self._zygote.close()
             self._zygote = None
-        self._cgroups.remove_empty()
+        self._cgroups.remove_leftovers()
 
     def _known(self, uid: str) -> _Attempt:
         try:
