@@ -48,8 +48,16 @@ def test_a_directory_that_was_not_finished_was_never_accepted(folders: Folders) 
 def test_damaged_notes_are_no_notes(folders: Folders, content: bytes) -> None:
     folder = folders.of("a")
     folder.create(SPEC, Notes())
-    (folder.path / "notes.json").write_bytes(content)
+    (folder.path / "notes.9").write_bytes(content)
     assert folder.read_notes() is None
+
+
+def test_the_last_notes_count(folders: Folders) -> None:
+    folder = folders.of("a")
+    folder.create(SPEC, Notes())
+    for master_port in range(1, 20):
+        folder.write_notes(Notes(master_port=master_port))
+    assert folder.read_notes() == Notes(master_port=19)
 
 
 @pytest.mark.parametrize("uid", ["", ".", "..", "a/b", "/abs", "a\0b", "-x", "a..b", "ü", "x" * 129])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import ExitReport, Payload
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-_SPEC, _NOTES, _REPORT, _TOKEN = "spec", "notes.json", "report", "token"
+_SPEC, _NOTES, _REPORT, _TOKEN = "spec", "notes.", "report", "token"
 _WORK, _TMP = "work", "tmp"
 
 
@@ -117,21 +118,24 @@ class Folder:
         self.work.mkdir()
         self.tmp.mkdir()
         if (content := _pickled(spec)) is not None:
-            write_atomically(self.entrypoint, content)
+            _write(self.entrypoint, content)
         if spec.token:
-            write_atomically(self.token, spec.token.encode())
-        write_atomically(self.path / _SPEC, lean(spec).to_binary())
+            _write(self.token, spec.token.encode())
+        _write(self.path / _SPEC, lean(spec).to_binary())
         # Last: a directory without notes was never accepted.
         self.write_notes(notes)
 
     def write_notes(self, notes: Notes) -> None:
-        """Replaces the notes."""
-        write_atomically(self.path / _NOTES, json.dumps(asdict(notes)).encode())
+        """Supersedes the notes."""
+        # Each time under a new name: replacing a file has ext4 write the new one to disk at once, a millisecond or two.
+        write_atomically(self.path / f"{_NOTES}{time.monotonic_ns():020}", json.dumps(asdict(notes)).encode())
 
     def read_notes(self) -> Notes | None:
         """The notes; `None` if the attempt was never accepted or its directory is damaged."""
         try:
-            fields: dict[str, Any] = json.loads((self.path / _NOTES).read_bytes())
+            # By name: the attempt runs within one boot, so the clock tells which were written last.
+            latest = max(name for name in os.listdir(self.path) if name.startswith(_NOTES))
+            fields: dict[str, Any] = json.loads((self.path / latest).read_bytes())
             fields["gpus"] = tuple(fields["gpus"])
             fields["stop_reason"] = StopReason(fields["stop_reason"]) if fields["stop_reason"] else None
             return Notes(**fields)
@@ -165,6 +169,12 @@ def lean(spec: AttemptSpec) -> AttemptSpec:
     if kind is not None and kind.field == "callable" and _pickled(spec) is not None:
         kept.entrypoint = callable_entrypoint(Payload(sha256=kind.value.sha256))
     return kept
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
 
 
 def _pickled(spec: AttemptSpec) -> bytes | None:

@@ -157,9 +157,10 @@ class Attempt:
         await turn.enter_async_context(self._turns())
         self.phase = Phase.BUILDING
         start, notes = await build(self.folder, self.spec, self.notes, self._site)
-        # A reason to stop may have been noted meanwhile.
-        self._note(ports=notes.ports, master_port=notes.master_port, gpus=notes.gpus)
+        # A reason to stop may have been noted meanwhile. Written down with the start that follows.
+        self.notes = replace(self.notes, ports=notes.ports, master_port=notes.master_port, gpus=notes.gpus)
         if chooses_master_port(self.spec):
+            self._note()
             self._changed(True)
         return start
 
