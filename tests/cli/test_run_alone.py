@@ -16,12 +16,14 @@ def test_a_cluster_is_started_for_the_command_and_said(alone: Fluster) -> None:
 
 
 def test_ctrl_c_stops_job_and_cluster_and_says_so(alone: Fluster) -> None:
-    process = alone.start("run", "--", "sh", "-c", "trap 'echo ended; exit' TERM; echo started; sleep 60 & wait")
+    script = "trap 'echo by itself > ended; exit' TERM; echo started; sleep 60 & wait"
+    process = alone.start("run", "--", "sh", "-c", script)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert (alone.directory / "ended").read_text() == "by itself\n"
     assert "stopped" in stderr
     assert "Traceback" not in stderr
 

@@ -139,6 +139,29 @@ def test_two_at_once_start_one_cluster(standing: Fluster) -> None:
     assert processes_below(standing) == []
 
 
+def test_clusters_of_several_names_live_side_by_side(alone: Fluster) -> None:
+    try:
+        both = [alone.start("up", "--cluster", name) for name in ("one", "two")]
+        said = [process.communicate(timeout=25)[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        job_id = alone("run", "--cluster", "one", "--detach", "--", "true").stdout.strip()
+        assert alone("wait", "--cluster", "one", job_id).code == 0
+        assert alone("status", "--cluster", "two", job_id).code == 3
+    finally:
+        ended = [alone("down", "--cluster", name).code for name in ("one", "two")]
+    assert ended == [0, 0]
+    assert configured(alone) is None
+
+
+def test_a_former_default_that_is_gone_is_not_given_back(alone: Fluster) -> None:
+    for command, name, default in (("up", "one", "one"), ("up", "two", "two"), ("down", "one", "two")):
+        assert alone(command, "--cluster", name).code == 0
+        assert configured(alone) == default
+    assert alone("down", "--cluster", "two").code == 0
+    assert configured(alone) is None
+    assert alone("jobs").code == 5
+
+
 def test_a_port_that_somebody_else_has_is_left_to_them(standing: Fluster) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

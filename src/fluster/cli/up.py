@@ -207,6 +207,7 @@ def _unconfigure(standing: Standing) -> bool:
     entry = load_configuration().clusters.get(standing.name)
     if entry is None or entry.token_file != str(standing.token_file) or not forget_cluster(standing.name):
         return False
-    if before is not None and load_configuration().cluster is None:
+    left = load_configuration()
+    if before is not None and left.cluster is None and (before in left.clusters or ":" in before):
         choose_cluster(before)
     return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,14 @@ def configure_cluster(
         OSError: The file cannot be written.
     """
     entry = {"address": normal_address(address), "token_file": os.path.abspath(token_file)}
-    file = user_config_file(environ)
-    text, old = _load(file)
-    wanted = {**old, "cluster": check_name(name, "a cluster's name")}
-    wanted["clusters"] = {**old.get("clusters", {}), name: entry}
-    lines = [f"cluster = {_quoted(name)}\n", *_without_default(_without_table(text.splitlines(keepends=True), name))]
+    check_name(name, "a cluster's name")
     table = [f"[clusters.{_quoted(name)}]\n", *(f"{key} = {_quoted(value)}\n" for key, value in entry.items())]
-    _save(file, "".join(lines).rstrip("\n") + "\n\n" + "".join(table), wanted)
+    with _editing(user_config_file(environ)) as file:
+        text, old = _load(file)
+        wanted = {**old, "cluster": name, "clusters": {**old.get("clusters", {}), name: entry}}
+        others = _without_default(_without_table(text.splitlines(keepends=True), name))
+        lines = [f"cluster = {_quoted(name)}\n", *others]
+        _save(file, "".join(lines).rstrip("\n") + "\n\n" + "".join(table), wanted)
     return file
 
 
@@ -46,10 +49,10 @@ def choose_cluster(cluster: str, *, environ: Mapping[str, str] | None = None) ->
         ValueError: The file has a form this cannot edit safely.
         OSError: The file cannot be written.
     """
-    file = user_config_file(environ)
-    text, old = _load(file)
-    lines = [f"cluster = {_quoted(cluster)}\n", *_without_default(text.splitlines(keepends=True))]
-    _save(file, "".join(lines), {**old, "cluster": cluster})
+    with _editing(user_config_file(environ)) as file:
+        text, old = _load(file)
+        lines = [f"cluster = {_quoted(cluster)}\n", *_without_default(text.splitlines(keepends=True))]
+        _save(file, "".join(lines), {**old, "cluster": cluster})
 
 
 def forget_cluster(name: str, *, environ: Mapping[str, str] | None = None) -> bool:
@@ -59,17 +62,32 @@ def forget_cluster(name: str, *, environ: Mapping[str, str] | None = None) -> bo
         ValueError: The file has a form this cannot edit safely.
         OSError: The file cannot be written.
     """
-    file = user_config_file(environ)
-    text, old = _load(file)
-    if name not in old.get("clusters", {}):
+    if not user_config_file(environ).exists():
         return False
-    wanted = {**old, "clusters": {key: value for key, value in old["clusters"].items() if key != name}}
-    lines = _without_table(text.splitlines(keepends=True), name)
-    if old.get("cluster") == name:
-        lines = _without_default(lines)
-        del wanted["cluster"]
-    _save(file, "".join(lines), wanted)
+    with _editing(user_config_file(environ)) as file:
+        text, old = _load(file)
+        if name not in old.get("clusters", {}):
+            return False
+        wanted = {**old, "clusters": {key: value for key, value in old["clusters"].items() if key != name}}
+        lines = _without_table(text.splitlines(keepends=True), name)
+        if old.get("cluster") == name:
+            lines = _without_default(lines)
+            del wanted["cluster"]
+        _save(file, "".join(lines), wanted)
     return True
+
+
+@contextmanager
+def _editing(file: Path) -> Iterator[Path]:
+    """The file while nobody else edits it: what two write at once must both be there."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # The directory is locked, for the file is replaced.
+    directory = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(directory)
 
 
 def _load(file: Path) -> tuple[str, dict[str, Any]]:
@@ -110,7 +128,6 @@ def _save(file: Path, text: str, wanted: dict[str, Any]) -> None:
     if not text.strip():
         file.unlink(missing_ok=True)
         return
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # mkstemp creates with 0600: which clusters somebody uses is nobody else's business.
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".config-")
     try:
