@@ -14,7 +14,7 @@ from fluster.cluster.worker import logfile
 from fluster.cluster.worker.decide import pause_s
 from fluster.cluster.worker.delivery import LOG_CAP_BYTES
 from fluster.cluster.worker.runtime import LogFiles
-from fluster.errors import FlusterError, NotPermitted, RemoteFault, Unreachable
+from fluster.errors import FlusterError, NotPermitted, RemoteFault, ResourceExhausted, Unreachable
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import LogChunk, PushLogsRequest, PushLogsResponse
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import LogStream
 
@@ -227,8 +227,9 @@ class LogShipper:
                 await self._send([chunk for chunk in chunks if chunk.attempt_uid == uid])
             return
         self._refusals += 1
-        if isinstance(error, NotPermitted) and self._refusals < _REFUSALS:
-            await self._pause(error)  # it may be this worker that is unknown, for as long as it registers
+        # This worker may be unknown for as long as it registers, and a full disk may be cleared.
+        if isinstance(error, NotPermitted | ResourceExhausted) and self._refusals < _REFUSALS:
+            await self._pause(error)
             return
         _log.warning("the controller refuses the logs of attempt %s: %s", uids[0], error)
         for stream in self._streams.get(uids[0], ()):
