@@ -94,9 +94,7 @@ class FakeController(ControllerService):
         self.reregister = False
         async with self.changed:
             self.changed.notify_all()
-        return pb.RegisterWorkerResponse(
-            worker_id=request.worker_id, controller_epoch=self.epoch, lease_s=self.lease_s
-        )
+        return pb.RegisterWorkerResponse(worker_id=request.worker_id, controller_epoch=self.epoch, lease_s=self.lease_s)
 
     async def sync_worker(self, request: pb.SyncWorkerRequest, ctx: Any) -> pb.SyncWorkerResponse:
         self.refuse("SyncWorker", request)
@@ -130,9 +128,7 @@ class FakeController(ControllerService):
             reregister=self.reregister,
             leave=self.leave,
             desired=[
-                pb.DesiredAttempt(
-                    attempt_uid=uid, stop=each.stop, spec=None if uid in known else each.spec
-                )
+                pb.DesiredAttempt(attempt_uid=uid, stop=each.stop, spec=None if uid in known else each.spec)
                 for uid, each in self.desired.items()
             ],
             desired_version=self.version,

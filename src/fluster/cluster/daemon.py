@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import subprocess
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from fluster.errors import FlusterError
 
+_log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 """Stopping ends the trees of running jobs first."""
-_QUICK_DEATH_S = 1.0
-_MAX_QUICK_DEATHS = 5
-"""A controller that dies at once so often will not live: its log says why."""
+_DEATHS_COUNT_S = 60.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+"""Before a controller is started again, for each death of the last minute: one that cannot live must not keep the
+machine busy, one that is killed now and then is back at once."""
 _LOG_TAIL_BYTES = 2_000
 
-_lifelines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+_ours: weakref.WeakSet[ControllerProcess] = weakref.WeakSet()
 
 
 class Lifeline:
@@ -33,7 +38,6 @@ class Lifeline:
 
     def __init__(self) -> None:
         self.read_fd, self._write_fd = os.pipe()
-        _lifelines.add(self)
 
     def cut(self) -> None:
         """Ends all that hold the other end; repeating is harmless."""
@@ -44,76 +48,92 @@ class Lifeline:
 
 
 def _in_child() -> None:
-    for lifeline in list(_lifelines):
-        lifeline.cut()
+    for process in list(_ours):
+        process.abandon()
 
 
 os.register_at_fork(after_in_child=_in_child)
 
 
 class ControllerProcess:
-    """One controller, kept running on its state directory and port until `close`.
+    """One controller, kept running on its state directory and port until `close`. A forked child's copy is inert.
 
     Args:
         python: Interpreter with the `server` extra.
         state_dir: Its own; the log is `controller.log` in it.
-        arguments: Of `controller serve`, without port and lifeline.
+        arguments: Of `controller serve`, without state directory, port and lifeline.
         first_arguments: Of the first start only.
     """
 
     def __init__(
         self, python: str, state_dir: Path, arguments: Sequence[str], first_arguments: Sequence[str] = ()
     ) -> None:
-        self._command = [python, "-m", "fluster.cluster.controller.main", "serve", *arguments]
+        self._command = [python, "-m", "fluster.cluster.controller.main"]
+        self._state_dir = state_dir
+        self._arguments = arguments
         self._log = state_dir / "controller.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spawning = threading.Lock()
+        self._ending = threading.Lock()
         self._closing = threading.Event()
-        self._lifeline = Lifeline()
         self._port = 0
         self.address = ""
         self.token_file = Path()
+        self._lifeline = Lifeline()
+        _ours.add(self)
         try:
-            self._process = self._start(first_arguments)
+            self._start(first_arguments)
         except BaseException:
-            self._lifeline.cut()
+            self._end()
             raise
         self._watcher = threading.Thread(target=self._watch, name="fluster-controller-watcher", daemon=True)
         self._watcher.start()
 
     @property
     def pid(self) -> int:
-        """Of the controller that runs now."""
+        """Of the controller that runs now, or is being started."""
+        assert self._process is not None
         return self._process.pid
 
     def close(self) -> None:
         """Ends the controller with all its workers and jobs; returns when they are gone. Repeating is harmless."""
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        self._lifeline.cut()
-        try:
-            self._process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._end()
         self._watcher.join()
 
     def abandon(self) -> None:
-        """In a forked child: forgets the parent's process, which is not this one's to end."""
+        """In a forked child: lets go of the parent's process, which is not this one's to end."""
         self._closing.set()
-        self._process.returncode = 0  # it is not a child of this process; waiting for it would fail
+        self._lifeline.cut()
+        if self._process is not None:
+            self._process.returncode = 0  # it is not a child of this process; waiting for it would fail
 
-    def _start(self, extra: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Starts the controller and waits until it serves."""
-        command = [*self._command, "--port", str(self._port), "--lifeline-fd", str(self._lifeline.read_fd), *extra]
+    def _end(self) -> None:
+        with self._spawning:  # from here on no other is started
+            self._closing.set()
+            self._lifeline.cut()
+        with self._ending:  # whoever comes second waits until nothing is left
+            if self._process is None:
+                return
+            try:
+                status = self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                status = self._process.wait()
+            if status != 0:
+                self._end_workers()
+            self._process = None
+
+    def _end_workers(self) -> None:
+        """Ends what a controller that did not end in order has left."""
+        if not (self._state_dir / "workers").exists():
+            return
+        command = [*self._command, "end", "--state-dir", str(self._state_dir)]
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=(self._lifeline.read_fd,),
-                start_new_session=True,  # Ctrl-C at the terminal is for the user's program
-            )
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+
+    def _start(self, extra: Sequence[str]) -> None:
+        """Starts the controller and waits until it serves."""
+        process = self._spawn(extra)
         try:
             announced = json.loads(self._read_line(process))
         except ValueError:
@@ -128,7 +148,22 @@ class ControllerProcess:
         self.address = announced["address"]
         self.token_file = Path(announced["token_file"])
         self._port = int(self.address.rpartition(":")[2])
-        return process
+
+    def _spawn(self, extra: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [*self._command, "serve", *self._arguments, "--state-dir", str(self._state_dir)]
+        with self._spawning, self._log.open("ab") as log:
+            if self._closing.is_set():
+                raise FlusterError("this cluster is shut down")
+            fd = self._lifeline.read_fd
+            self._process = subprocess.Popen(
+                [*command, "--port", str(self._port), "--lifeline-fd", str(fd), *extra],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=(fd,),
+                start_new_session=True,  # Ctrl-C at the terminal is for the user's program
+            )
+            return self._process
 
     def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
         """The first line of its output; shorter when it ended or took too long."""
@@ -146,20 +181,21 @@ class ControllerProcess:
 
     def _watch(self) -> None:
         """Starts the controller again when it dies. What runs is adopted, so nobody notices but by the log."""
-        quick_deaths = 0
-        while not self._closing.is_set():
-            started = time.monotonic()
-            self._process.wait()
-            if self._closing.is_set():
+        deaths: deque[float] = deque()
+        while (process := self._process) is not None:
+            status = process.wait()
+            now = time.monotonic()
+            while deaths and now - deaths[0] > _DEATHS_COUNT_S:
+                deaths.popleft()
+            if self._closing.wait(min(_PAUSE_S * len(deaths), _LONGEST_PAUSE_S)):
                 return
-            quick_deaths = quick_deaths + 1 if time.monotonic() - started < _QUICK_DEATH_S else 0
-            if quick_deaths > _MAX_QUICK_DEATHS:
-                return
+            deaths.append(now)
+            _log.warning("the local cluster's controller ended with status %s; it is started again", status)
             try:
-                self._process = self._start(())
-            except (FlusterError, OSError):
+                self._start(())
+            except (FlusterError, OSError) as error:
                 # Its port may be taken for a moment, or the machine short of something: tried again.
-                self._closing.wait(_QUICK_DEATH_S)
+                _log.warning("the local cluster's controller: %s", error)
 
     def _log_tail(self) -> str:
         try:

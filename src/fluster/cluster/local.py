@@ -63,7 +63,6 @@ class LocalCluster(Cluster):
         self._temporary = state_dir is None
         self._state_dir = Path(tempfile.mkdtemp(prefix="fluster-") if state_dir is None else state_dir).absolute()
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        arguments += ["--state-dir", str(self._state_dir)]
         if self._temporary:
             arguments.append("--ephemeral")
         try:
@@ -109,9 +108,7 @@ class LocalCluster(Cluster):
             shutil.rmtree(self._state_dir, ignore_errors=True)
 
 
-def _serve_arguments(
-    namespace: str | None, num_workers: int, cpu: float | None, memory: str | int | None
-) -> list[str]:
+def _serve_arguments(namespace: str | None, num_workers: int, cpu: float | None, memory: str | int | None) -> list[str]:
     """What the controller is told, checked first."""
     workers = check_int(num_workers, "num_workers", low=1, high=1_000)
     arguments = ["--backend", "local", "--workers", str(workers)]
