@@ -7,7 +7,7 @@ First wins: what the caller says, `FLUSTER_*`, `[tool.fluster]` of the project's
 
     [clusters.local]
     address = "http://127.0.0.1:7077"
-    token_file = "~/.local/state/fluster/admin.token"
+    token_file = "~/.local/state/fluster/local/admin.token"
 """
 
 from __future__ import annotations
