@@ -313,14 +313,18 @@ async def test_what_the_program_left_open_is_written_and_finalized(lab: Any, tmp
     assert sorted(ended.stdout.splitlines()) == ["finalized cycle", "finalized global"]
 
 
-async def test_what_c_code_printed_is_flushed(lab: Any) -> None:
-    def work() -> None:
+async def test_what_c_code_left_in_its_buffers_is_written(lab: Any, tmp_path: Path) -> None:
+    def work(path: str) -> None:
         import ctypes
 
-        ctypes.CDLL(None).printf(b"from c\n")
+        libc = ctypes.CDLL(None)
+        libc.fopen.restype = ctypes.c_void_p
+        libc.fputs(b"from c\n", ctypes.c_void_p(libc.fopen(path.encode(), b"w")))
 
     async with lab() as it:
-        assert (await it.run(work)).stdout == "from c\n"
+        ended = await it.run(work, str(tmp_path / "file"))
+    assert ended.record.exit_code == 0, ended.stderr
+    assert (tmp_path / "file").read_text() == "from c\n"
 
 
 async def test_a_daemon_thread_does_not_keep_the_attempt(lab: Any) -> None:

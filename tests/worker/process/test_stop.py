@@ -59,7 +59,7 @@ async def test_children_have_the_grace_too_when_the_first_process_ends_at_once(
     lab: Any, until: Any, tmp_path: Path
 ) -> None:
     saved = tmp_path / "saved"
-    child = f"trap 'echo yes > {saved}; exit' TERM; echo ready; while :; do sleep 0.01; done"
+    child = f"trap 'sleep 0.2; echo yes > {saved}; exit' TERM; echo ready; while :; do sleep 0.01; done"
     async with lab() as it:
         uid, _ = await _start(it, until, command=("sh", "-c", 'sh -c "$0" & wait', child))
         await it.runtime.stop(uid)

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _MAKE_TRIES = 5
+_REMOVE_EVERY_S = 0.02
 CPU_PERIOD_US = 100_000
 V1_SHARES_PER_CORE = 1024
 V2_WEIGHT_PER_CORE = 100
@@ -129,10 +131,15 @@ class AttemptCgroup:
         except OSError:  # memory.peak came with Linux 5.19
             return 0
 
-    def remove(self) -> bool:
-        """Removes the directories; says whether all are gone."""
-        removed = [remove_tree(hierarchy.path) for hierarchy in self.hierarchies]
-        return all(removed)
+    def remove(self, *, tries: int = 10) -> bool:
+        """Removes the directories; says whether all are gone. More `tries` wait for processes that are just ending."""
+        for left in reversed(range(tries)):
+            removed = [remove_tree(hierarchy.path) for hierarchy in self.hierarchies]
+            if all(removed):
+                return True
+            if left:
+                time.sleep(_REMOVE_EVERY_S)
+        return False
 
     def _of(self, controller: str) -> Hierarchy | None:
         return next((each for each in self.hierarchies if controller in each.controllers), None)

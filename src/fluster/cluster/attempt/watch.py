@@ -20,7 +20,6 @@ from fluster.cluster.attempt.tree import Tree
 
 SAMPLE_EVERY_S = 0.2
 _PAUSE_MS = 20
-_REMOVE_TRIES = 10
 _NEVER = float("inf")
 
 
@@ -185,7 +184,7 @@ class Watch:
     def _write_record(self) -> None:
         out_of_memory = self._memory_exceeded or self._cgroup.oom_kills() > 0
         peak = self._cgroup.peak_memory_bytes() or max(self._peak_bytes, self._tree.largest_bytes)
-        self._remove_cgroup()
+        self._cgroup.remove()
         status = self._tree.status or 0
         problem = self._start_error or self._unloaded(status, out_of_memory)
         self._exit_file.write(
@@ -211,12 +210,6 @@ class Watch:
             return None
         assert self._request.argv is not None
         return record.unusable_interpreter(self._request.argv[0], self._request.directory, COMMAND_NOT_EXECUTABLE)
-
-    def _remove_cgroup(self) -> None:
-        for _ in range(_REMOVE_TRIES):
-            if self._cgroup.remove():
-                break
-            self._pause()
 
 
 def _wake_on_children() -> int:

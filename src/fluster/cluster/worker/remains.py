@@ -125,7 +125,7 @@ async def _kill_all(uid: str, record: RunningRecord | None, cgroup: AttemptCgrou
         for pid in pids:
             proc.reap(pid)
         pause = min(2 * pause, _LONGEST_POLL_S)
-    cgroup.remove()
+    cgroup.remove(tries=1)
     for known in (record.shim, record.pid) if record is not None else ():
         proc.reap(known)  # children of this process, if their parents died one after the other
 
