@@ -215,6 +215,8 @@ class Attempt:
     async def _describe(self, record: ExitRecord | Gone) -> ExitReport:
         """The report, once the logs have arrived: nothing may be missing when an end is known."""
         await self._site.delivery.finish_logs(self.uid)
+        if isinstance(record, ExitRecord) and record.started_at is not None:
+            self.started_at = record.started_at  # nobody may have seen it run
         damage = ""
         try:
             outcome = read_outcome(self.folder.result)
