@@ -139,9 +139,7 @@ class ControllerProcess:
         except ValueError:
             process.kill()
             process.wait()
-            raise FlusterError(
-                f"the local cluster's controller did not start; the end of {self._log}:\n{self._log_tail()}"
-            ) from None
+            raise FlusterError(self._failure()) from None
         finally:
             if process.stdout is not None:
                 process.stdout.close()
@@ -155,26 +153,27 @@ class ControllerProcess:
             if self._closing.is_set():
                 raise FlusterError("this cluster is shut down")
             fd = self._lifeline.read_fd
-            self._process = subprocess.Popen(
-                [*command, "--port", str(self._port), "--lifeline-fd", str(fd), *extra],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=(fd,),
-                start_new_session=True,  # Ctrl-C at the terminal is for the user's program
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [*command, "--port", str(self._port), "--lifeline-fd", str(fd), *extra],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    pass_fds=(fd,),
+                    start_new_session=True,  # Ctrl-C at the terminal is for the user's program
+                )
+            except OSError as error:
+                raise FlusterError(f"cannot start the controller under {command[0]}: {error.strerror}") from error
             return self._process
 
     def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
         """The first line of its output; shorter when it ended or took too long."""
         assert process.stdout is not None
         fd, line, deadline = process.stdout.fileno(), b"", time.monotonic() + START_TIMEOUT_S
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
-                break
-            chunk = os.read(fd, 4096)
-            if not chunk:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while not line.endswith(b"\n") and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not (chunk := os.read(fd, 4096)):
                 break
             line += chunk
         return line
@@ -193,12 +192,16 @@ class ControllerProcess:
             _log.warning("the local cluster's controller ended with status %s; it is started again", status)
             try:
                 self._start(())
-            except (FlusterError, OSError) as error:
+            except FlusterError as error:
                 # Its port may be taken for a moment, or the machine short of something: tried again.
                 _log.warning("the local cluster's controller: %s", error)
 
-    def _log_tail(self) -> str:
+    def _failure(self) -> str:
         try:
-            return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+            said = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
         except OSError:
-            return "(no log)"
+            said = "(no log)"
+        python, text = self._command[0], "the local cluster's controller did not start"
+        if "No module named" in said:
+            text += f" under {python}, which lacks modules: `{python} -m pip install 'fluster-cluster[server]'`"
+        return f"{text}; the end of {self._log}:\n{said}"

@@ -30,7 +30,7 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 30.0
 # The server's own deadline comes first, so that its answer, and not a broken connection, is the usual way to time out.
 _GRACE_S = 2.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+_FIRST_PAUSE_S, _PAUSE_GROWTH, _LONGEST_PAUSE_S = 0.05, 1.5, 0.5
 _COMPRESSED, _END = 0b01, 0b10
 
 
@@ -269,7 +269,7 @@ class Patience:
         if now + self._pause_s > self._until:
             raise error
         time.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s = min(_PAUSE_GROWTH * self._pause_s, _LONGEST_PAUSE_S)
 
 
 def _check_head(response: HTTPResponse, content_type: str) -> None:

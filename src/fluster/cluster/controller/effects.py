@@ -41,6 +41,7 @@ class Effects:
     async def run(self) -> None:
         """Until cancelled."""
         try:
+            await self._look()  # what died with the controller before this one is started again at once
             while True:
                 for action in reconcile(self._loop.state):
                     self._start(action)

@@ -19,6 +19,7 @@ from fluster.cluster.backend.local import LocalBackend, stop_local_workers
 from fluster.cluster.controller.core.rows import Resources
 from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running
+from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
 from fluster.errors import FlusterError
@@ -71,6 +72,16 @@ def run(options: ServeOptions) -> int:
     """
     _check_bind(options)
     return asyncio.run(_serve(options))
+
+
+def end(state_dir: Path) -> None:
+    """Ends the local workers that a controller, itself gone, left running, with their jobs.
+
+    Raises:
+        FlusterError: A controller is there.
+    """
+    with StateDir.open(state_dir):
+        stop_local_workers(state_dir)
 
 
 def _check_bind(options: ServeOptions) -> None:
@@ -181,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
+        if arguments.command == "end":
+            end(arguments.state_dir.absolute())
+            return 0
         return run(_options(arguments))
     except (ValueError, FlusterError, OSError) as error:
         print(f"fluster controller: {error}", file=sys.stderr)
@@ -197,7 +211,8 @@ def _options(arguments: argparse.Namespace) -> ServeOptions:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fluster controller", description="Run a controller in the foreground.")
-    serve = parser.add_subparsers(dest="command", required=True).add_parser("serve")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve")
     serve.add_argument("--state-dir", type=Path, required=True)
     serve.add_argument("--host")
     serve.add_argument("--port", type=int)
@@ -213,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--lifeline-fd", type=int)
     serve.add_argument("--ephemeral", action="store_true")
     serve.add_argument("--shut-down-before", action="store_true")
+    ending = commands.add_parser("end", help="end what a controller that is gone left running")
+    ending.add_argument("--state-dir", type=Path, required=True)
     return parser
 
 
