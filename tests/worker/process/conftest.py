@@ -116,7 +116,8 @@ def lab(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Lab]]:
         found = find_cgroups(name, enforcement=enforcement)
         if enforcement != "auto" and found.enforcement != enforcement:
             pytest.skip(f"needs control groups {enforcement}; this machine gives {found.enforcement}")
-        made = Lab(ProcessRuntime(name, cgroups=options.pop("cgroups", found), **options), tmp_path)
+        root = options.pop("root", tmp_path)
+        made = Lab(ProcessRuntime(name, cgroups=options.pop("cgroups", found), **options), root)
         try:
             yield made
         finally:

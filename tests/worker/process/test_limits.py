@@ -1,10 +1,14 @@
 """Time, memory, processes and cpu: what holds, with control groups and without, and what the record says."""
 
 import signal
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fluster.cluster.attempt.cgroup import AttemptCgroup, Bounds
+from fluster.cluster.worker.cgroup import find_cgroups
 from fluster.cluster.worker.runtime import Limits
 
 MB = 1_000_000
@@ -158,3 +162,44 @@ async def test_the_shared_memory_of_many_processes_counts_once(lab: Any) -> None
     assert ended.record.timed_out, "it was sampled several times and never found too large"
     assert not ended.record.out_of_memory
     assert ended.record.peak_memory_bytes > 100 * MB
+
+
+@pytest.mark.root
+async def test_an_attempt_that_fills_the_disk_still_ends_on_record(lab: Any, tmp_path: Path) -> None:
+    def fill() -> None:
+        with open("filler", "wb") as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        async with lab() as it:
+            ended = await it.run(fill)
+            assert ended.record.exit_code == 1
+            assert not ended.has_result
+            (ended.directory / "filler").unlink()
+            assert (await it.run(lambda: 5)).value == 5
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.root
+async def test_a_fork_that_the_machine_refuses_is_flusters_fault(lab: Any, until: Any) -> None:
+    groups = AttemptCgroup.below(find_cgroups("test-refused-forks").parents)
+    pids = next((each.path for each in groups.hierarchies if "pids" in each.controllers), None)
+    if pids is None:
+        groups.remove()
+        pytest.skip("needs control groups")
+    groups.limit(Bounds(cpu=1.0, cpu_quota=False, memory_bytes=None, pids=1))
+    async with lab(enforcement="none") as it:
+        await it.runtime.prepare()
+        (pids / "cgroup.procs").write_text(str(it.runtime._zygote.pid))
+        # One spare may have been forked before.
+        starts = [await it.runtime.start(it.attempt(int, uid=f"start-{number}")) for number in range(2)]
+    assert starts[1].fluster_fault
+    assert starts[1].exit_code is None
+    assert "cannot fork" in starts[1].start_error
+    assert groups.remove()
+    find_cgroups("test-refused-forks").remove_leftovers()

@@ -15,9 +15,11 @@ import os
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import NoReturn
 
 _PRELOADED: set[str] = set()
+_NOT_WRITTEN = 120  # the interpreter's own exit code for it
 
 
 def remember_preloaded() -> None:
@@ -35,7 +37,7 @@ def end_program(code: object) -> NoReturn:
         sys.exit(status)
     _flush()
     _clear_modules()
-    ctypes.PyDLL(None).exit(status if _flush() else 120)
+    ctypes.PyDLL(None).exit(status if _flush() else status or _NOT_WRITTEN)
     raise AssertionError("exit returned")
 
 
@@ -48,7 +50,7 @@ def _status(code: object) -> int:
     return 1
 
 
-def _run(step) -> None:  # type: ignore[no-untyped-def]
+def _run(step: Callable[[], object]) -> None:
     try:
         step()
     except BaseException as error:
@@ -56,18 +58,15 @@ def _run(step) -> None:  # type: ignore[no-untyped-def]
 
 
 def _flush() -> bool:
-    """Whether what was printed could be written; as in the interpreter, only stdout's failure counts."""
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-    except Exception:
-        pass
-    try:
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()
-    except Exception:
-        return False
-    return True
+    """Whether what was printed could be written."""
+    written = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except Exception:
+            written = False
+    return written
 
 
 def _clear_modules() -> None:

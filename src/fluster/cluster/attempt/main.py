@@ -92,12 +92,10 @@ def _exit(directory: Path, code: str | int | None) -> str | int | None:
 
 def _fail(directory: Path, error: BaseException) -> int:
     error.__traceback__ = outcome.without_frames_of(__file__, error.__traceback__)
-    with contextlib.suppress(Exception):  # an excepthook of the user's may fail
+    with contextlib.suppress(Exception):  # the user's own excepthook may fail, and so may a full disk
         sys.excepthook(type(error), error, error.__traceback__)
-    try:
+    with contextlib.suppress(OSError):  # a full disk: the exit code still says that it failed
         outcome.write_error(directory, error)
-    except OSError as failure:
-        print(f"fluster: the outcome could not be written: {failure}", file=sys.stderr)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 

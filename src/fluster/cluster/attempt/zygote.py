@@ -15,6 +15,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
+import fluster.cluster.context  # noqa: F401 - preloaded: every job that talks to its cluster reads it
 from fluster.cluster.attempt import main as runner
 from fluster.cluster.attempt import proc
 from fluster.cluster.attempt.cgroup import Hierarchy, remove_if_empty
