@@ -361,3 +361,26 @@ async def test_subclasses_of_main_survive_the_round_trip(lab: Any) -> None:
         got = (await it.run(Point, 3)).value
     assert isinstance(got, Point), "a class sent by value comes back as the one that was sent"
     assert got.x == 3
+
+
+async def test_compiled_libraries_get_the_interpreters_own_end(lab: Any) -> None:
+    def work(with_library: bool) -> None:
+        import os
+        import sys
+        from typing import Any
+
+        class Last:
+            # Bound early: at the interpreter's end there are no globals any more.
+            def __del__(self, write: Any = os.write, is_finalizing: Any = sys.is_finalizing) -> None:
+                write(1, str(is_finalizing()).encode())
+
+        import json.tool as own
+
+        if with_library:
+            import apsw as own  # type: ignore[no-redef]
+        own.kept = Last()  # type: ignore[attr-defined]
+
+    pytest.importorskip("apsw")
+    async with lab() as it:
+        assert (await it.run(work, True)).stdout == "True"
+        assert (await it.run(work, False)).stdout == "False"

@@ -16,6 +16,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
 from typing import NoReturn
 
 _PRELOADED: set[str] = set()
@@ -32,13 +33,27 @@ def end_program(code: object) -> NoReturn:
     status = _status(code)
     _run(threading._shutdown)  # type: ignore[attr-defined]
     _run(atexit._run_exitfuncs)
-    if len(os.listdir("/proc/self/task")) > 1:
-        # A library's threads must be held off while its destructors run; only the interpreter's own end does that.
+    if _has_threads() or _has_libraries():
+        # They may rely on being held off, or told, by the interpreter's own end; and 10 ms are nothing to them.
         sys.exit(status)
     _flush()
     _clear_modules()
     ctypes.PyDLL(None).exit(status if _flush() else status or _NOT_WRITTEN)
     raise AssertionError("exit returned")
+
+
+def _has_threads() -> bool:
+    return len(os.listdir("/proc/self/task")) > 1
+
+
+def _has_libraries() -> bool:
+    """Whether the program loaded compiled modules of others than Python."""
+    return any(
+        isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)
+        and name.partition(".")[0] not in sys.stdlib_module_names
+        for name, module in list(sys.modules.items())
+        if name not in _PRELOADED
+    )
 
 
 def _status(code: object) -> int:

@@ -64,32 +64,32 @@ def supervise(requests: int, ends: Ends, cgroups: tuple[Hierarchy, ...], get_rea
 def _serve(requests: int, ends: Ends, fork: Fork | OSError) -> None:
     """What the shim does from then on."""
     _rehearse()
-    frame = read_frame(requests)
-    if frame is not None:
-        request = StartRequest.from_json(frame)
-        try:
-            if isinstance(fork, OSError):
-                raise fork
-            write_frame(fork.orders, frame)
-            _run(request, ends, fork)
-        except BaseException as error:
-            ends.replies.answer(request.number, {"fault": f"the attempt's shim failed: {error!r}"})
     cgroup = AttemptCgroup(()) if isinstance(fork, OSError) else fork.cgroup
-    Tree(cgroup).kill(_doze)
-    cgroup.remove()
+    frame = read_frame(requests)
+    if frame is None or not _watch(StartRequest.from_json(frame), frame, ends, fork):
+        Tree(cgroup).kill(_doze)
+        cgroup.remove()
     if os.getppid() != ends.zygote:  # nobody will make attempts below the worker's cgroup any more
         remove_if_empty(each.path.parent for each in cgroup.hierarchies)
 
 
-def _run(request: StartRequest, ends: Ends, fork: Fork) -> None:
-    """Watches the attempt to its end, unless it has a shim, had one, or was given up."""
-    lock = files.take_lock(request.directory)  # held until this process ends
-    over = (files.RUNNING, files.EXIT, files.ABANDONED)
-    if lock is None or any((request.directory / name).exists() for name in over):
-        ends.replies.answer(request.number, {"known": True})
-        return
-    proc.mark_this_process(request.uid)
-    Watch(request, fork, ends.replies, ends.lifeline).run()
+def _watch(request: StartRequest, frame: bytes, ends: Ends, fork: Fork | OSError) -> bool:
+    """Whether the attempt was begun here, and its end seen and recorded."""
+    try:
+        if isinstance(fork, OSError):
+            raise fork
+        lock = files.take_lock(request.directory)  # held until this process ends
+        over = (files.RUNNING, files.EXIT, files.ABANDONED)
+        if lock is None or any((request.directory / name).exists() for name in over):
+            ends.replies.answer(request.number, {"known": True})
+            return False
+        write_frame(fork.orders, frame)
+        proc.mark_this_process(request.uid)
+        Watch(request, fork, ends.replies, ends.lifeline).run()
+        return True
+    except BaseException as error:
+        ends.replies.answer(request.number, {"fault": f"the attempt's shim failed: {error!r}"})
+        return False
 
 
 def _rehearse() -> None:
