@@ -17,6 +17,9 @@ from fluster.cluster.ids import AttemptUid, WorkerId
 from fluster.cluster.states import Cause
 from fluster.errors import FailedPrecondition
 
+BY_HAND = ("w0",)
+"""Workers whose machines no backend knows: nobody says when those are gone."""
+
 
 @dataclass
 class Process:
@@ -59,6 +62,8 @@ class Machine:
     seq: int = 0
     applied_seq: int = 0
     lease_until: float = 0.0
+    heard: bool = True  # its requests arrive
+    hears: bool = True  # the answers arrive
     processes: dict[AttemptUid, Process] = field(default_factory=dict)
 
 
@@ -77,9 +82,9 @@ class Fleet:
 
     def boot(self, name: str, *, keep: bool = True) -> None:
         """The machine's daemon starts: anew, or again, with what ran on it or (the machine restarted) without."""
-        machine = self.machines.get(name) or Machine(name, allocation=f"a-{name}")
+        machine = self.machines.get(name) or Machine(name, allocation="" if name in BY_HAND else f"a-{name}")
         self.machines[name] = machine
-        if machine.allocation not in self.scenario.state.allocations:
+        if machine.allocation and machine.allocation not in self.scenario.state.allocations:
             self.scenario.allocate(machine.allocation, name)
         self._incarnations += 1
         machine.incarnation = f"i{self._incarnations}"
@@ -90,8 +95,10 @@ class Fleet:
         machine.lease_until = self.scenario.now + self.scenario.state.settings.worker_lease_s
 
     def destroy(self, name: str) -> None:
-        """The machine is gone, and its backend says so."""
-        self.scenario.gone(self.machines.pop(name).allocation)
+        """The machine is gone, and its backend, if it has one, says so."""
+        machine = self.machines.pop(name)
+        if machine.allocation:
+            self.scenario.gone(machine.allocation)
 
     def running(self, machine: Machine) -> list[AttemptUid]:
         return [uid for uid, process in machine.processes.items() if process.seen.exit is None]
@@ -175,11 +182,13 @@ class Fleet:
                 known.stopping = True
 
     def exchange(self, machine: Machine) -> None:
-        """One call without accidents."""
+        """One call, as far as the network lets it through."""
         request = self.send(machine)
+        if not machine.heard:
+            return
         self.requests.remove(request)
         answer = self.deliver(request)
-        if answer is not None:
+        if answer is not None and machine.hears:
             self.answers.remove(answer)
             self.receive(answer)
 

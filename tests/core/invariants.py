@@ -119,9 +119,16 @@ def _a_task_has_at_most_one_process(state: State) -> None:
 
 def _no_worker_holds_more_than_it_has(state: State, shrunk: Collection[str]) -> None:
     for worker in state.workers.values():
-        if worker.worker_id not in shrunk:
-            left = state.free(worker)
-            assert min(left.cpu_milli, left.memory_bytes, left.disk_bytes, left.gpu, left.slots) >= 0, left
+        held = [a for a in state.attempts.values() if a.worker_id == worker.worker_id and a.state not in ENDED_STATES]
+        assert {attempt.uid for attempt in held} == state.held.get(worker.worker_id, {}).keys()
+        if worker.worker_id in shrunk:
+            continue
+        needs = [state.jobs[attempt.job_id].resources for attempt in held]
+        assert sum(need.cpu_milli for need in needs) <= worker.resources.cpu_milli
+        assert sum(need.memory_bytes for need in needs) <= worker.resources.memory_bytes
+        assert sum(need.gpu for need in needs) <= worker.resources.gpu
+        assert len(needs) <= worker.resources.slots
+        assert state.free(worker).cpu_milli == worker.resources.cpu_milli - sum(need.cpu_milli for need in needs)
 
 
 def _gangs_are_whole(state: State) -> None:

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.core.fleet import Fleet, Machine
+from tests.core.fleet import BY_HAND, Fleet, Machine
 from tests.core.scenario import Scenario
 
 from fluster.cluster.controller.core.events import AllocationUnwanted, Exit, GangPlaced
 from fluster.cluster.controller.core.reconcile import Release, reconcile
 from fluster.cluster.controller.core.rows import AttemptState, JobRow, Retry
-from fluster.cluster.controller.core.state import Settings
+from fluster.cluster.controller.core.state import Settings, has_process
 from fluster.cluster.ids import AllocationId, JobId, WorkerId
 from fluster.cluster.states import Cause, TaskState
 from fluster.errors import FailedPrecondition, FlusterError
 
 T = TypeVar("T")
 
-SETTINGS = Settings(worker_lease_s=30, stop_grace_s=5, lease_margin_s=2, silent_release_s=20, endpoint_lease_s=15)
+SETTINGS = Settings(worker_lease_s=20, stop_grace_s=15, lease_margin_s=1, silent_release_s=12, endpoint_lease_s=15)
 CALM_STEPS = 400
 
 numbers = st.integers(0, 11)
@@ -143,6 +143,11 @@ class AnyOrder(RuleBasedStateMachine):
         if machine := self.machine(which):
             self.fleet.exchange(machine)
 
+    @rule(which=numbers, heard=st.booleans(), hears=st.booleans())
+    def a_network_changes(self, which: int, heard: bool, hears: bool) -> None:
+        if machine := self.machine(which):
+            machine.heard, machine.hears = heard, hears
+
     @rule(which=numbers)
     def a_request_is_on_its_way(self, which: int) -> None:
         if machine := self.machine(which):
@@ -187,17 +192,30 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2), keep=st.booleans())
     def a_daemon_starts(self, which: int, keep: bool) -> None:
-        self.fleet.boot(f"w{which}", keep=keep)
+        machine = self.fleet.machines.get(f"w{which}")
+        if machine is None or (machine.heard and machine.hears):  # else it cannot register
+            self.fleet.boot(f"w{which}", keep=keep)
 
     @rule(which=numbers)
     def a_machine_is_gone(self, which: int) -> None:
         if machine := self.machine(which):
             self.fleet.destroy(machine.name)
+            held = self.scenario.state.held.get(WorkerId(machine.name), {})
+            assert machine.name in BY_HAND or not any(has_process(attempt) for attempt in held.values()), (
+                "that it is gone proves their end"
+            )
 
     @rule(which=numbers)
     def a_machine_is_given_back(self, which: int) -> None:
         if machine := self.machine(which):
             self.scenario.apply(AllocationUnwanted(AllocationId(machine.allocation), "test"))
+
+    @rule()
+    def the_backend_acts(self) -> None:
+        for action in reconcile(self.scenario.state):
+            if isinstance(action, Release):
+                self.fleet.machines.pop(action.allocation_id.removeprefix("a-"), None)
+                self.scenario.gone(action.allocation_id)
 
     @rule()
     def the_cluster_is_shut_down(self) -> None:
@@ -213,6 +231,8 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Faults stop and machines are well: everything ends."""
         self.fleet.forget_messages()
+        for machine in self.fleet.machines.values():
+            machine.heard = machine.hears = True
         for _ in range(CALM_STEPS):
             self.calm_step()
             if not self.scenario.state.jobs:
@@ -224,10 +244,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.scenario.state.endpoints_by_attempt == {}
 
     def calm_step(self) -> None:
-        for action in reconcile(self.scenario.state):
-            if isinstance(action, Release):
-                self.fleet.machines.pop(action.allocation_id.removeprefix("a-"), None)
-                self.scenario.gone(action.allocation_id)
+        self.the_backend_acts()
         for name in ("w0", "w1"):
             worker = self.scenario.state.workers.get(WorkerId(name))
             machine = self.fleet.machines.get(name)
@@ -273,6 +290,31 @@ TestAnyOrder.settings = settings(
 )
 
 
+@pytest.mark.parametrize(("heard", "hears"), [(False, False), (True, False), (False, True)])
+def test_a_cut_off_worker_has_stopped_a_task_before_it_runs_elsewhere(heard: bool, hears: bool) -> None:
+    scenario = Scenario(SETTINGS)
+    fleet = Fleet(scenario)
+    for name in ("w0", "w1"):
+        fleet.boot(name)
+    scenario.launch("a")
+    cut, other = fleet.machines["w0"], fleet.machines["w1"]
+    where = set()
+    for second in range(120):
+        cut.heard, cut.hears = (heard, hears) if second >= 10 else (True, True)
+        scenario.wait(1)
+        fleet.enforce_leases()
+        for machine in (cut, other):
+            fleet.exchange(machine)
+            for uid in fleet.running(machine):
+                fleet.advance(machine, uid)
+        assert fleet.overlaps() == []
+        where |= {machine.name for machine in (cut, other) for each in machine.processes.values() if each.runs}
+
+    assert scenario.attempts("a")[0].cause is Cause.WORKER_LOST
+    assert scenario.attempt("a").number == 2
+    assert heard or where == {"w0", "w1"}
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_long_stories_end_well(seed: int) -> None:
     """The same rules by chance: longer, and with accidents as rare as they need to be for work to get done."""
@@ -280,12 +322,16 @@ def test_long_stories_end_well(seed: int) -> None:
     machine = AnyOrder()
     machine.two_machines()
     steps: list[tuple[float, Callable[[], object]]] = [
-        (8, lambda: launch_by_chance(machine, chance)),
+        (4, lambda: launch_by_chance(machine, chance)),
         (2, lambda: machine.register_endpoint(chance.randrange(12), chance.random() < 0.8)),
         (16, machine.all_goes_well_for_a_moment),
         (20, lambda: machine.time_passes(chance.choice([0.1, 1.0, 1.0, 4.0]))),
-        (1, lambda: machine.time_passes(chance.choice([11.0, 25.0, 40.0]))),
+        (0.3, lambda: machine.time_passes(chance.choice([11.0, 25.0, 40.0]))),
         (8, lambda: machine.a_request_is_on_its_way(chance.randrange(12))),
+        (
+            4,
+            lambda: machine.a_network_changes(chance.randrange(12), chance.random() < 0.75, chance.random() < 0.75),
+        ),
         (16, lambda: machine.fleet.requests and machine.a_request_arrives(chance.randrange(12), chance.random() < 0.8)),
         (
             16,
@@ -295,12 +341,13 @@ def test_long_stories_end_well(seed: int) -> None:
             ),
         ),
         (12, lambda: machine.an_attempt_advances(chance.randrange(12), chance.randrange(12))),
-        (16, lambda: machine.an_attempt_ends(chance.randrange(12), chance.randrange(12), chance.choice(ENDS))),
+        (4, lambda: machine.an_attempt_ends(chance.randrange(12), chance.randrange(12), chance.choice(ENDS))),
         (1, lambda: machine.jobs() and machine.terminate(chance.randrange(100))),
-        (1, machine.controller_restarts),
-        (3, lambda: machine.a_daemon_starts(chance.randrange(3), chance.random() < 0.7)),
-        (0.5, lambda: machine.a_machine_is_gone(chance.randrange(12))),
-        (0.3, lambda: machine.a_machine_is_given_back(chance.randrange(12))),
+        (0.5, machine.controller_restarts),
+        (2, lambda: machine.a_daemon_starts(chance.randrange(3), chance.random() < 0.7)),
+        (0.2, lambda: machine.a_machine_is_gone(chance.randrange(12))),
+        (0.2, lambda: machine.a_machine_is_given_back(chance.randrange(12))),
+        (1, machine.the_backend_acts),
         (0.1, machine.the_cluster_is_shut_down),
     ]
     weights, actions = zip(*steps, strict=True)
