@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from fluster.cluster.ids import AllocationId, VMId
 from fluster.cluster.observed import VMInfo
@@ -50,4 +51,18 @@ class VMBackend(Protocol):
 
     async def close(self) -> None:
         """Lets go of what belongs to this process; the machines go on."""
+        ...
+
+
+@runtime_checkable
+class JoinsController(Protocol):
+    """A backend that can be told which controller its workers join."""
+
+    def join(self, controller_url: str, join_token: Callable[[AllocationId], str]) -> None:
+        """Workers started from now on join that controller, unless another one was given before.
+
+        Args:
+            controller_url: Where it is reached.
+            join_token: Makes the token that the worker of an allocation joins with.
+        """
         ...

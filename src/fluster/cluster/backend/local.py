@@ -69,7 +69,7 @@ class LocalBackend:
     Args:
         state_dir: Workers live in `workers/<allocation id>` below it; `None`: a temporary one, gone with all workers
             at `close`.
-        controller_url: What workers join; `None`: standalone workers.
+        controller_url: What workers join; `None`: standalone workers, unless `join` says otherwise.
         join_token: Makes the token that the worker of an allocation joins with.
         python: Interpreter of the workers' daemons.
         lifeline_fd: Passed on to workers: once it reads end of file they end with all they run.
@@ -94,6 +94,11 @@ class LocalBackend:
         self._lifeline_fd = lifeline_fd
         self._lease_s = lease_s
         self._vms: dict[VMId, _Vm] | None = None
+
+    def join(self, controller_url: str, join_token: Callable[[AllocationId], str]) -> None:
+        """Workers started from now on join that controller, unless another one was given before."""
+        if self._controller_url is None:
+            self._controller_url, self._join_token = controller_url, join_token
 
     async def allocate(self, resources: ResourceConfig, *, allocation_id: AllocationId | None = None) -> VMInfo:
         """Starts a worker that offers `resources`; returns before it is ready. Without an id there is one VM in all."""

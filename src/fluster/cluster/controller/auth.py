@@ -101,6 +101,16 @@ class Authenticator:
             case TokenKind.JOIN:
                 return self._join(parsed)
 
+    def still_valid(self, identity: Identity) -> bool:
+        """Whether the token would be taken now: a body may come long after the head that brought the token."""
+        match identity.kind:
+            case TokenKind.ATTEMPT:
+                return self._directory.live_attempt_job(identity.attempt_uid) is not None
+            case TokenKind.WORKER:
+                return self._directory.worker_credential(identity.worker_id) is not None
+            case TokenKind.ADMIN | TokenKind.JOIN:  # the latter is looked at by `authorize`
+                return True
+
     def authorize(self, identity: Identity, rpc: str, now: float) -> None:
         """Passes when the identity may call the RPC.
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+
 from fluster.cluster.controller import convert, view
+from fluster.cluster.controller.blobs import BlobNotFound
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.core.events import TokenCreated, TokenRevoked
 from fluster.cluster.controller.core.rows import JournalRow, RequestRow, TokenRow
-from fluster.cluster.controller.jobs import MAX_PAGE, wait_s
+from fluster.cluster.controller.listing import page_size
+from fluster.cluster.controller.outcomes import wait_s
 from fluster.cluster.ids import JobId
 from fluster.cluster.tokens import TokenKind, secret_sha256
 from fluster.cluster.validation import check_id, check_int, check_seconds, refuse
@@ -52,15 +57,14 @@ class History:
             self._c.job(who, request.job_id)
         elif who.kind is not TokenKind.ADMIN:
             raise NotPermitted("a job reads the journal of single jobs: give job_id")
-        if not 0 <= request.page_size <= MAX_PAGE:
-            raise refuse("page_size", f"0 to {MAX_PAGE}", request.page_size)
+        size = page_size(request.page_size)
         deadline = asyncio.get_running_loop().time() + wait_s(request.wait_s)
         while True:
-            with self._c.loop.wakers.history() as grown:
+            with self._c.loop.wakers.journal.for_any([None]) as grown:
                 rows = self._c.store.journal(
                     job_id=JobId(request.job_id) if request.job_id else None,
                     after_seq=request.after_seq,
-                    limit=request.page_size or 100,
+                    limit=size,
                 )
                 if rows or asyncio.get_running_loop().time() >= deadline:
                     return pb.ListEventsResponse(events=[_event(seq, row) for seq, row in rows])
@@ -98,8 +102,8 @@ class Tokens:
         if ttl_s > _MAX_TOKEN_TTL_S:
             raise refuse("ttl_s", f"at most {_MAX_TOKEN_TTL_S:.0f} seconds", ttl_s)
         now = self._c.loop.now()
-        body = convert.body_sha256("JOIN", uses, ttl_s)
-        token_id = "join-" + convert.body_sha256(who.actor, request.request_id)[:16]
+        body = convert.fingerprint("JOIN", uses, ttl_s)
+        token_id = "join-" + convert.fingerprint(who.actor, request.request_id)[:16]
         token = self._c.auth.join_token(token_id)
         row = TokenRow(token_id, secret_sha256(token), uses, now + ttl_s, now)
         note = RequestRow(who.actor, request.request_id, "CreateToken", body, token_id, now)
@@ -147,7 +151,11 @@ class Blobs:
     async def get(self, request: pb.GetBlobRequest) -> AsyncIterator[pb.GetBlobResponse]:
         """The content from an offset, in chunks."""
         convert.check_sha256(request.sha256)
-        total = self._c.blobs.size(request.sha256)
+        try:
+            total = self._c.blobs.size(request.sha256)
+        except BlobNotFound as error:
+            info = pb.ErrorInfo(reason="blob_not_found", metadata={"sha256": request.sha256})
+            raise ConnectError(Code.NOT_FOUND, str(error), details=[info]) from None
         if not 0 <= request.offset <= total:
             raise refuse("offset", f"0 to {total}", request.offset)
         with self._c.blobs.open(request.sha256, request.offset) as file:

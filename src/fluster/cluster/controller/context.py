@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fluster.cluster.controller import view
 from fluster.cluster.controller.auth import Authenticator, Identity
 from fluster.cluster.controller.blobs import BlobStore
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
@@ -14,13 +15,21 @@ from fluster.cluster.controller.loop import Loop
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import JobId, Namespace
 from fluster.cluster.tokens import TokenKind
+from fluster.cluster.validation import check_id, check_name
 from fluster.errors import JobNotFound, NotPermitted
 from fluster.rpc.gate import current_identity
+from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """One controller's parts. `namespace` is the default one, `page_key` signs where listings go on."""
+    """One controller's parts.
+
+    Attributes:
+        namespace: The default one.
+        page_key: Signs where listings go on.
+        on_loopback: It is reached from its own machine alone, and so are its jobs.
+    """
 
     loop: Loop
     store: Store
@@ -29,6 +38,7 @@ class Controller:
     auth: Authenticator
     namespace: Namespace
     page_key: bytes
+    on_loopback: bool = True
 
     @property
     def state(self) -> State:
@@ -40,13 +50,22 @@ class Controller:
         return current_identity(Identity)
 
     def caller_attempt(self, who: Identity) -> AttemptRow | None:
-        """The attempt that speaks, if one does."""
-        return self.state.attempts.get(who.attempt_uid) if who.kind is TokenKind.ATTEMPT else None
+        """The attempt that speaks; `None`: it is no attempt that speaks.
+
+        Raises:
+            NotPermitted: It has ended since its token was looked at.
+        """
+        if who.kind is not TokenKind.ATTEMPT:
+            return None
+        attempt = self.state.attempts.get(who.attempt_uid)
+        if attempt is None:
+            raise NotPermitted("the calling attempt has ended")
+        return attempt
 
     def caller_job(self, who: Identity) -> JobRow | None:
-        """The job whose attempt speaks, if one does."""
+        """The job whose attempt speaks; `None`: it is no attempt that speaks. Raises as `caller_attempt`."""
         attempt = self.caller_attempt(who)
-        return None if attempt is None else self.state.jobs.get(attempt.job_id)
+        return None if attempt is None else self.state.jobs[attempt.job_id]
 
     def namespace_of(self, who: Identity, asked: str) -> Namespace:
         """The namespace a request is about.
@@ -54,13 +73,14 @@ class Controller:
         Raises:
             NotPermitted: A job asked for another than its own.
         """
-        if who.kind is not TokenKind.ATTEMPT:
-            return Namespace(asked) if asked else self.namespace
+        if asked:
+            check_name(asked, "namespace")
         job = self.caller_job(who)
-        own = self.namespace if job is None else job.namespace
-        if asked and asked != own:
-            raise NotPermitted(f"a job of namespace {own!r} cannot reach into namespace {asked!r}")
-        return own
+        if job is None:
+            return Namespace(asked) if asked else self.namespace
+        if asked and asked != job.namespace:
+            raise NotPermitted(f"a job of namespace {job.namespace!r} cannot reach into namespace {asked!r}")
+        return job.namespace
 
     def find_job(self, job_id: str) -> JobRow | None:
         """The job's row, from memory or from the store."""
@@ -71,9 +91,10 @@ class Controller:
         """A job the caller may see.
 
         Raises:
+            ValueError: This can be no id.
             JobNotFound: There is none, or it is somebody else's: the two look the same.
         """
-        job = self.find_job(job_id)
+        job = self.find_job(check_id(job_id, "job_id"))
         if job is None or not self.may_see(who, job):
             raise JobNotFound(job_id)
         return job
@@ -84,7 +105,7 @@ class Controller:
             return True
         own = self.caller_job(who)
         if own is None:
-            return False
+            return False  # a worker: it has no business with jobs
         seen: JobRow | None = job
         while seen is not None and seen.depth >= own.depth:
             if seen.job_id == own.job_id:
@@ -102,3 +123,16 @@ class Controller:
         for attempt in self.store.attempts(job.job_id):
             attempts[attempt.task].append(attempt)
         return stored, attempts
+
+    def summary(self, job: JobRow) -> types_pb.JobInfo:
+        """The job without its tasks."""
+        if job.job_id in self.state.jobs:
+            return view.live_job_message(self.state, job, with_tasks=False)
+        return view.finished_summary(job, self.store.started_at(job.job_id))
+
+    def message(self, job: JobRow) -> types_pb.JobInfo:
+        """The job with its tasks."""
+        if job.job_id in self.state.jobs:
+            return view.live_job_message(self.state, job)
+        tasks, attempts = self.tasks(job)
+        return view.finished_message(job, tasks, [each[-1] if each else None for each in attempts])

@@ -25,6 +25,8 @@ from fluster.cluster.validation import (
     check_python,
     check_retry,
     check_seconds,
+    check_strings,
+    check_text,
     refuse,
 )
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb, types_pb
@@ -33,6 +35,10 @@ MAX_INLINE_BYTES = 64 * 1024
 """Payloads up to this size travel in the row; larger ones are blobs."""
 _MAX_MESSAGE_CHARS = 16_384
 """Error texts of workers are cut here: they live in rows and in every status answer."""
+_MAX_IMPORT_PATH = 1_000
+"""Directories."""
+_MAX_WORD_BYTES = 128
+"""Of what is kept as it was written and shown again."""
 _PRIORITIES = {types_pb.Priority.LOW: 0, types_pb.Priority.NORMAL: 1, types_pb.Priority.HIGH: 2}
 _STATES = {
     types_pb.TaskState.ASSIGNED: AttemptState.ASSIGNED,
@@ -56,13 +62,30 @@ def check_sha256(value: str, what: str = "sha256") -> str:
     return value
 
 
-def body_sha256(*messages: types_pb.JobSpec | str | float) -> str:
-    """Fingerprint of what was asked, to tell a repeated request from another one under its id."""
+def fingerprint(*parts: bytes | str | float) -> str:
+    """Of what was asked, to tell a repeated request from another one under its id."""
     digest = hashlib.sha256()
-    for message in messages:
-        part = message.to_binary() if isinstance(message, types_pb.JobSpec) else str(message).encode()
-        digest.update(len(part).to_bytes(8, "big") + part)
+    for part in parts:
+        content = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
+
+
+def default_resources() -> types_pb.ResourceSpec:
+    """Of a job that says nothing about them."""
+    default = ResourceConfig()
+    return types_pb.ResourceSpec(
+        cpu=float(default.cpu), memory_bytes=default.memory_bytes, memory=str(default.memory), replicas=default.replicas
+    )
+
+
+def blob_of(spec: types_pb.JobSpec) -> str:
+    """Hash of the blob that the entrypoint names; empty if it names none."""
+    match spec.entrypoint.kind if spec.entrypoint is not None else None:
+        case Oneof(field="callable", value=types_pb.Payload(content=Oneof(field="blob", value=str() as sha256))):
+            return sha256
+        case _:
+            return ""
 
 
 def job_row(
@@ -79,7 +102,7 @@ def job_row(
     config = _resources(spec.resources)
     if spec.num_tasks and spec.num_tasks != config.num_tasks:
         raise refuse("num_tasks", f"{config.num_tasks}, what its resources mean", spec.num_tasks)
-    retry = spec.retry if spec.retry is not None else types_pb.RetrySpec(max_preemptions=100)
+    retry = spec.retry if spec.retry is not None else _default_retry()
     check_retry(retry.max_failures, retry.max_preemptions, retry.backoff_s, retry.max_backoff_s)
     priority = known(spec.priority, "priority")
     device = config.device
@@ -100,6 +123,16 @@ def job_row(
         scheduling_timeout_s=_seconds(spec, "scheduling_timeout_s"),
         ports=check_port_names(list(spec.ports)),
         submitted_at=now,
+    )
+
+
+def _default_retry() -> types_pb.RetrySpec:
+    default = Retry()
+    return types_pb.RetrySpec(
+        max_failures=default.max_failures,
+        max_preemptions=default.max_preemptions,
+        backoff_s=default.backoff_s,
+        max_backoff_s=default.max_backoff_s,
     )
 
 
@@ -149,11 +182,18 @@ def _check_environment(environment: types_pb.EnvironmentSpec | None) -> None:
         check_sha256(environment.workspace_hash, "workspace_hash")
         if environment.has_field("docker_image"):
             raise ValueError("workspace and docker_image exclude each other, got both")
+    if environment.has_field("working_directory"):
+        check_text(environment.working_directory, "working_directory")
+    check_strings(list(environment.import_path), "import_path", _MAX_IMPORT_PATH)
+    if environment.submitter_python:
+        check_text(environment.submitter_python, "submitter_python", limit=_MAX_WORD_BYTES)
 
 
 def _resources(spec: types_pb.ResourceSpec | None) -> ResourceConfig:
     if spec is None:
         return ResourceConfig()
+    if spec.memory:
+        check_text(spec.memory, "memory", limit=_MAX_WORD_BYTES)
     return ResourceConfig(
         device=_device(spec),
         cpu=spec.cpu,

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 300.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
+_MAX_ERROR_CHARS = 4_096
 _LOOK_EVERY_S = 5.0
 """How often the backend is asked whether machines that were ready still are."""
 
@@ -79,7 +80,7 @@ class Effects:
                 await self._carry_out(action)
                 return
             except Exception as error:
-                _log.warning("%s: %s", action, error, exc_info=not isinstance(error, FlusterError))
+                _log.warning("%s: %s", action, error, exc_info=not isinstance(error, FlusterError | TimeoutError))
                 await self._report(action, str(error) or type(error).__name__)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -101,7 +102,14 @@ class Effects:
 
     async def _report(self, action: Action, error: str) -> None:
         status = AllocationStatus.REQUESTED if isinstance(action, Allocate) else AllocationStatus.RELEASING
-        await self._loop.submit(AllocationObserved(action.allocation_id, status, error=error))
+        await self._tell(AllocationObserved(action.allocation_id, status, error=error[:_MAX_ERROR_CHARS]))
+
+    async def _tell(self, event: AllocationObserved) -> None:
+        """What cannot be taken in now is seen again at the next look, or when the action is tried again."""
+        try:
+            await self._loop.submit(event)
+        except FlusterError as error:
+            _log.warning("what the backend says of %s was not taken in: %s", event.allocation_id, error)
 
     async def _look(self) -> None:
         """Notes machines that went away by themselves."""
@@ -114,7 +122,7 @@ class Effects:
                 _log.warning("the backend does not tell of %s: %s", row.allocation_id, error)
                 continue
             if vm.status is VMStatus.GONE:
-                await self._loop.submit(AllocationObserved(row.allocation_id, AllocationStatus.GONE))
+                await self._tell(AllocationObserved(row.allocation_id, AllocationStatus.GONE))
 
 
 def _asked(resources: Resources) -> ResourceConfig:

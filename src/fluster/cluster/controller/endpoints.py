@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from collections.abc import Iterable
 
-from fluster.cluster.addresses import check_endpoint_address
+from fluster.cluster.addresses import check_endpoint_address, parse_endpoint_address
 from fluster.cluster.controller import convert, view
 from fluster.cluster.controller.auth import Identity
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.core.events import EndpointRegistered, EndpointUnregistered
 from fluster.cluster.controller.core.rows import AttemptRow, EndpointRow, RequestRow
-from fluster.cluster.ids import EndpointId, JobId, Namespace
+from fluster.cluster.controller.core.state import has_process
+from fluster.cluster.ids import EndpointId, Namespace
 from fluster.cluster.tokens import TokenKind
 from fluster.cluster.validation import check_id, check_metadata, check_name, metadata_bytes
-from fluster.errors import NotPermitted, ResourceExhausted
+from fluster.errors import FailedPrecondition, NotPermitted, ResourceExhausted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
 MAX_METADATA_BYTES = 16_384
@@ -39,6 +41,8 @@ class Endpoints:
         if len(request.access_key) > _MAX_KEY_CHARS:
             raise ValueError(f"access_key must be at most {_MAX_KEY_CHARS} characters")
         attempt = self._owner(who, request.job_id)
+        if who.kind is TokenKind.ATTEMPT and attempt is not None:
+            self._check_own_machine(attempt, request.address)
         namespace = self._c.namespace_of(who, request.namespace)
         row = EndpointRow(
             endpoint_id=EndpointId(f"ep-{secrets.token_hex(8)}"),
@@ -52,14 +56,19 @@ class Endpoints:
             metadata=tuple(sorted(metadata.items())),
             access_key=request.access_key,
         )
-        body = convert.body_sha256(request.name, request.address, request.job_id, namespace, str(row.metadata))
+        body = convert.fingerprint(
+            request.name, request.address, request.job_id, namespace, str(row.metadata), request.access_key
+        )
         note = RequestRow(who.actor, request.request_id, "RegisterEndpoint", body, row.endpoint_id, row.registered_at)
         endpoint_id = EndpointId(await self._c.loop.submit(EndpointRegistered(row, note)))
-        row = self._c.state.endpoints.get(endpoint_id, row)
-        lease = self._c.state.settings.endpoint_lease_s if row.attempt_uid is None else 0.0
-        return pb.RegisterEndpointResponse(endpoint=view.endpoint_message(row, with_key=True), lease_s=lease)
+        registered = self._c.state.endpoints.get(endpoint_id)
+        if registered is None:
+            raise FailedPrecondition(f"endpoint {endpoint_id} was registered by this request before and has ended")
+        lease = self._c.state.settings.endpoint_lease_s if registered.attempt_uid is None else 0.0
+        return pb.RegisterEndpointResponse(endpoint=view.endpoint_message(registered), lease_s=lease)
 
     def _owner(self, who: Identity, job_id: str) -> AttemptRow | None:
+        """The attempt that the endpoint ends with; `None`: it is kept by a lease."""
         attempt = self._c.caller_attempt(who)
         if attempt is not None:
             if job_id and job_id != attempt.job_id:
@@ -69,11 +78,20 @@ class Endpoints:
             return None
         # The administrator on behalf of a job: of its first task that runs.
         job = self._c.job(who, job_id)
-        for task in self._c.state.tasks.get(JobId(job_id), ()):
+        for task in self._c.state.tasks.get(job.job_id, ()):
             current = self._c.state.current(job.job_id, task.index)
-            if current is not None:
+            if current is not None and has_process(current):
                 return current
-        raise NotPermitted(f"no task of job {job_id!r} runs; an endpoint of a job needs one that does")
+        raise FailedPrecondition(f"no task of job {job_id!r} runs; an endpoint of a job needs one that does")
+
+    def _check_own_machine(self, attempt: AttemptRow, address: str) -> None:
+        """A task speaks for no machine but the one it runs on."""
+        host, _ = parse_endpoint_address(address)
+        worker = self._c.state.workers.get(attempt.worker_id)
+        own = worker.advertise_host if worker is not None else ""
+        if _same_host(host, own) or (self._c.on_loopback and _is_loopback(host)):
+            return
+        raise NotPermitted(f"a task's endpoint is on its own machine, {own or 'which has no name'}, not at {address!r}")
 
     def renew(self, request: pb.RenewEndpointsRequest) -> pb.RenewEndpointsResponse:
         """Prolongs leases; says which endpoints are gone."""
@@ -109,8 +127,22 @@ class Endpoints:
         """Endpoints by the beginning of their name, without access keys."""
         namespace = self._c.namespace_of(self._c.caller(), request.namespace)
         rows = self._in(namespace, request.prefix)
-        return pb.ListEndpointsResponse(endpoints=[view.endpoint_message(row) for row in rows])
+        return pb.ListEndpointsResponse(endpoints=[view.endpoint_message(row) for row in rows], namespace=namespace)
 
     def _in(self, namespace: Namespace, prefix: str) -> Iterable[EndpointRow]:
         rows = self._c.state.endpoints.values()
         return [row for row in rows if row.namespace == namespace and row.name.startswith(prefix)]
+
+
+def _same_host(one: str, other: str) -> bool:
+    try:
+        return ipaddress.ip_address(one) == ipaddress.ip_address(other)
+    except ValueError:
+        return one.rstrip(".").lower() == other.rstrip(".").lower() != ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -6,6 +6,7 @@ from fluster.cluster.controller.core.rows import AllocationStatus
 from fluster.cluster.controller.core.state import (
     Settings,
     State,
+    has_process,
     index_attempt,
     index_endpoint,
     index_job,
@@ -23,7 +24,7 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
         store: Where it is kept.
         settings: To decide by.
         now: Every known worker and leased endpoint gets a full lease from here.
-        old: A state of the same controller whose leases go on.
+        old: A state of the same controller: what is known of times, leases among them, goes on.
     """
     loaded = store.load()
     state = State(settings=settings)
@@ -47,7 +48,10 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
         index_endpoint(state, endpoint, now)
     if old is not None:
         state.last_seen.update({k: v for k, v in old.last_seen.items() if k in state.workers})
+        state.last_words.update({k: v for k, v in old.last_words.items() if k in state.workers})
         state.endpoint_seen.update({k: v for k, v in old.endpoint_seen.items() if k in state.endpoint_seen})
+        told = (k for k, v in state.attempts.items() if v.stop_cause is not None and has_process(v))
+        state.stopping_since.update({k: old.stopping_since[k] for k in told if k in old.stopping_since})
         state.late_reports = old.late_reports
     return state
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import logging
 import os
@@ -18,7 +17,8 @@ from pathlib import Path
 from fluster.cluster.backend.local import LocalBackend, stop_local_workers
 from fluster.cluster.controller.core.rows import Resources
 from fluster.cluster.controller.core.state import Settings
-from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running
+from fluster.cluster.controller.machine import this_machine
+from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running, is_loopback
 from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
@@ -87,11 +87,7 @@ def end(state_dir: Path) -> None:
 def _check_bind(options: ServeOptions) -> None:
     if options.backend not in BACKENDS:
         raise ValueError(f"unknown backend {options.backend!r}; known are {', '.join(BACKENDS)}")
-    try:
-        loopback = ipaddress.ip_address(options.host).is_loopback
-    except ValueError:
-        loopback = options.host == "localhost"
-    if not loopback and not options.insecure_plaintext_network:
+    if not is_loopback(options.host) and not options.insecure_plaintext_network:
         raise ValueError(
             f"{options.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback, "
             "or give --insecure-plaintext-network where the network itself is trusted"
@@ -139,7 +135,7 @@ def _config(options: ServeOptions) -> ControllerConfig:
         state_dir=options.state_dir,
         namespace=Namespace(check_name(options.namespace, "namespace")),
         host=options.host,
-        port=options.port,
+        port=check_int(options.port, "port", low=0, high=65_535),
         settings=Settings(worker_lease_s=lease_s, backend=options.backend, pool=pool),
         take_over=options.take_over,
         shut_down_before=options.shut_down_before,
@@ -148,29 +144,10 @@ def _config(options: ServeOptions) -> ControllerConfig:
 
 def _share(options: ServeOptions) -> Resources:
     """What each of the local workers offers: they share evenly."""
-    cpu = options.cpu if options.cpu is not None else machine_cpu()
-    memory = options.memory if options.memory is not None else machine_memory_bytes()
-    return Resources(
-        cpu_milli=int(cpu * 1000) // options.workers, memory_bytes=memory // options.workers, slots=100_000
+    whole = this_machine(options.cpu, options.memory)
+    return replace(
+        whole, cpu_milli=whole.cpu_milli // options.workers, memory_bytes=whole.memory_bytes // options.workers
     )
-
-
-def machine_cpu() -> float:
-    """Cores this process may use, at least 2: one that waits for its child must not starve it."""
-    return float(max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-
-
-def machine_memory_bytes() -> int:
-    """Memory of the machine, or of the cgroup this process is in, whichever is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
 
 
 def _backend(options: ServeOptions) -> MakeBackend | None:

@@ -8,6 +8,8 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
+_MAX_TOKEN_CHARS = 1_024
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -32,6 +34,8 @@ def read_page_token(key: bytes, token: str) -> Page | None:
     if not token:
         return None
     try:
+        if len(token) > _MAX_TOKEN_CHARS:
+            raise ValueError("too long")
         body, mac = json.loads(urlsafe_b64decode(token.encode()))
         if not hmac.compare_digest(_mac(key, body), mac):
             raise ValueError("forged")

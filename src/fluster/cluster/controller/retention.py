@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from fluster.cluster.controller.context import Controller
+from fluster.cluster.controller.store import StoreBusy, StoreFull
 
 _log = logging.getLogger(__name__)
 
@@ -19,10 +20,13 @@ _BLOB_AGE_S = 3_600.0
 
 
 async def run(controller: Controller) -> None:
-    """Until cancelled."""
+    """Until cancelled. A full disk is no reason to end; a broken one is."""
     while True:
         await asyncio.sleep(_EVERY_S)
-        await prune(controller, controller.loop.now() - KEEP_S, KEEP_JOBS)
+        try:
+            await prune(controller, controller.loop.now() - KEEP_S, KEEP_JOBS)
+        except (StoreFull, StoreBusy, OSError) as error:
+            _log.warning("history was not pruned: %s", error)
 
 
 async def prune(controller: Controller, before: float, keep_jobs: int) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fluster.cluster.backend.base import VMBackend
+from fluster.cluster.backend.base import JoinsController, VMBackend
 from fluster.cluster.controller import retention
 from fluster.cluster.controller.auth import Authenticator
 from fluster.cluster.controller.blobs import BlobStore
@@ -26,11 +27,13 @@ from fluster.cluster.controller.effects import Effects
 from fluster.cluster.controller.loading import load_state
 from fluster.cluster.controller.logstore import LogStore
 from fluster.cluster.controller.loop import Loop
+from fluster.cluster.controller.machine import this_machine
 from fluster.cluster.controller.service import Authorization, ControllerServicer
 from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import AllocationId, Namespace
 from fluster.cluster.tokens import secret_sha256
+from fluster.cluster.validation import check_name
 from fluster.rpc.gate import bearer
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServiceASGIApplication
 from fluster.rpc.serve import RpcServer, connect_options
@@ -145,7 +148,9 @@ class ControllerDaemon:
             f"http://{host}:{port}", epoch, state_dir.admin_token_file, config.state_dir, controller, failed
         )
         if self._make_backend is not None:
-            effects = Effects(loop, self._make_backend(running))
+            backend = self._make_backend(running)
+            stack.push_async_callback(backend.close)
+            effects = Effects(loop, backend)
             await self._background(stack, failed, "effects", effects.run())
         return running
 
@@ -155,7 +160,10 @@ class ControllerDaemon:
         blobs = BlobStore(state_dir.blobs)
         logs = LogStore(state_dir.logs)
         stack.callback(logs.close)
-        return Controller(loop, store, blobs, logs, auth, self._config.namespace, state_dir.cluster_key)
+        config = self._config
+        return Controller(
+            loop, store, blobs, logs, auth, config.namespace, state_dir.cluster_key, is_loopback(config.host)
+        )
 
     async def _background(
         self, stack: AsyncExitStack, failed: asyncio.Future[None], name: str, work: Awaitable[None]
@@ -185,17 +193,32 @@ def _application(controller: Controller) -> ControllerServiceASGIApplication:
     return ControllerServiceASGIApplication(ControllerServicer(controller), **options)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound to this host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _joining(backend: VMBackend, running: Running) -> VMBackend:
+    """The backend, its workers told whom to join if it can tell them."""
+    if isinstance(backend, JoinsController):
+        backend.join(running.address, running.join_token)
+    return backend
+
+
 class ControllerServer:
     """A controller in a thread of this process, for tests and embedding. Programs use `LocalCluster`.
 
     Args:
-        backend: Source of machines, or `None`: workers join by themselves.
+        backend: Source of machines, closed by `shutdown`; `None`: workers join by themselves.
         namespace: Default of clients that name none.
         host: Loopback: there is no TLS here.
         port: 0 takes any free one.
         state_dir: Kept; `None`: a temporary one, gone after `shutdown`.
         token: The administrator's; `None`: made, see `token`.
-        settings: What the core decides by.
+        settings: What the core decides by; `None`: with a backend one machine like this one is asked of it.
     """
 
     def __init__(
@@ -209,11 +232,12 @@ class ControllerServer:
         token: str | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self._temporary = None if state_dir is not None else tempfile.TemporaryDirectory(prefix="fluster-controller-")
-        directory = Path(state_dir if self._temporary is None else self._temporary.name)  # type: ignore[arg-type]
-        self._config = ControllerConfig(
-            directory, Namespace(namespace), host, port, settings if settings is not None else Settings(), token=token
-        )
+        if settings is None:
+            settings = Settings() if backend is None else Settings(backend="local", pool=(this_machine(),))
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._state_dir = None if state_dir is None else Path(state_dir)
+        name = Namespace(check_name(namespace, "namespace"))
+        self._config = ControllerConfig(Path(), name, host, port, settings, token=token)
         self._backend = backend
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], None] = lambda: None
@@ -227,12 +251,17 @@ class ControllerServer:
             FlusterError: The state directory is held by another controller, or cannot be used.
             OSError: The port is taken.
         """
+        directory = self._state_dir
+        if directory is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="fluster-controller-")
+            directory = Path(self._temporary.name)
+        self._config = replace(self._config, state_dir=directory)
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="fluster-controller", daemon=True)
         self._thread.start()
         started.wait()
         if self._error is not None:
-            self._thread.join()
+            self.shutdown()
             raise self._error
         return int(self.address.rpartition(":")[2])
 
@@ -253,6 +282,7 @@ class ControllerServer:
             self._thread.join()
         if self._temporary is not None:
             self._temporary.cleanup()
+            self._temporary = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -286,7 +316,7 @@ class ControllerServer:
 
         self._stop = stop
         backend = self._backend
-        make = None if backend is None else (lambda _running: backend)
+        make = None if backend is None else (lambda running: _joining(backend, running))
         async with ControllerDaemon(self._config, make) as running:
             self._running = running
             started.set()

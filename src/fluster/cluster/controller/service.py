@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
 from fluster.cluster.controller.cluster_rpcs import Blobs, History, Machines, Tokens
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.endpoints import Endpoints
 from fluster.cluster.controller.jobs import Jobs
+from fluster.cluster.controller.listing import Listing
 from fluster.cluster.controller.logs import Logs
+from fluster.cluster.controller.outcomes import Outcomes
 from fluster.cluster.controller.sync import Workers
+from fluster.errors import FlusterError
+from fluster.rpc.errors import refusal
+from fluster.rpc.gate import UNAUTHENTICATED
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService
+
+_log = logging.getLogger(__name__)
 
 _Context = RequestContext[Any, Any]
 
 
 class Authorization:
-    """Refuses what the table of RPCs and identities does not allow, before any handler runs."""
+    """Refuses what the table of RPCs and identities does not allow, before any handler runs; notes every refusal."""
 
     def __init__(self, controller: Controller) -> None:
         self._c = controller
@@ -29,16 +40,30 @@ class Authorization:
         self, call_next: Callable[[Any, _Context], Awaitable[Any]], request: Any, ctx: _Context
     ) -> Any:
         """Of a call with one answer."""
-        self._c.auth.authorize(self._c.caller(), ctx.method.name, self._c.loop.now())
-        return await call_next(request, ctx)
+        with self._checked(ctx.method.name):
+            return await call_next(request, ctx)
 
     async def intercept_server_stream(
         self, call_next: Callable[[Any, _Context], AsyncIterator[Any]], request: Any, ctx: _Context
     ) -> AsyncIterator[Any]:
         """Of a call with many answers."""
-        self._c.auth.authorize(self._c.caller(), ctx.method.name, self._c.loop.now())
-        async for message in call_next(request, ctx):
-            yield message
+        with self._checked(ctx.method.name):
+            async with aclosing(call_next(request, ctx)) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    yield message
+
+    @contextmanager
+    def _checked(self, rpc: str) -> Iterator[None]:
+        who = self._c.caller()
+        try:
+            if not self._c.auth.still_valid(who):
+                error = refusal("unauthenticated", UNAUTHENTICATED)
+                raise ConnectError(Code(error.code), error.message, details=[error.info()])
+            self._c.auth.authorize(who, rpc, self._c.loop.now())
+            yield
+        except (FlusterError, ValueError, ConnectError) as error:
+            _log.info("refused %s of %s: %s", rpc, who.actor, error)
+            raise
 
 
 class ControllerServicer(ControllerService):
@@ -46,6 +71,8 @@ class ControllerServicer(ControllerService):
 
     def __init__(self, controller: Controller) -> None:
         self._jobs = Jobs(controller)
+        self._listing = Listing(controller)
+        self._outcomes = Outcomes(controller)
         self._logs = Logs(controller)
         self._machines = Machines(controller)
         self._history = History(controller)
@@ -71,16 +98,16 @@ class ControllerServicer(ControllerService):
         return await self._jobs.terminate(request)
 
     async def list_jobs(self, request: pb.ListJobsRequest, _: _Context) -> pb.ListJobsResponse:
-        """See `Jobs.list_page`."""
-        return self._jobs.list_page(request)
+        """See `Listing.page`."""
+        return self._listing.page(request)
 
     async def wait_jobs(self, request: pb.WaitJobsRequest, _: _Context) -> pb.WaitJobsResponse:
-        """See `Jobs.wait`."""
-        return await self._jobs.wait(request)
+        """See `Outcomes.wait`."""
+        return await self._outcomes.wait(request)
 
     async def get_result(self, request: pb.GetResultRequest, _: _Context) -> pb.GetResultResponse:
-        """See `Jobs.result`."""
-        return await self._jobs.result(request)
+        """See `Outcomes.result`."""
+        return await self._outcomes.result(request)
 
     def fetch_logs(self, request: pb.FetchLogsRequest, _: _Context) -> AsyncIterator[pb.FetchLogsResponse]:
         """See `Logs.fetch`."""

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from fluster.cluster.controller import convert
 from fluster.cluster.controller.auth import Identity
 from fluster.cluster.controller.context import Controller
-from fluster.cluster.controller.core.desired import Desired, desired, world_of
+from fluster.cluster.controller.core.desired import desired, world_of
 from fluster.cluster.controller.core.events import Observed, WorkerRegistered, WorkerSynced
-from fluster.cluster.controller.core.rows import Resources, WorkerRow
+from fluster.cluster.controller.core.rows import AttemptRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State, has_process
-from fluster.cluster.controller.jobs import wait_s
+from fluster.cluster.controller.outcomes import wait_s
 from fluster.cluster.ids import AllocationId, JobId, WorkerId
 from fluster.cluster.states import WorkerStatus
 from fluster.cluster.tokens import TokenKind
-from fluster.cluster.validation import check_id, check_name, refuse
-from fluster.errors import AlreadyExists, FailedPrecondition, NotPermitted
+from fluster.cluster.validation import check_id, check_name, check_text, refuse, shown
+from fluster.errors import FailedPrecondition, NotPermitted, ResourceExhausted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
+
+_log = logging.getLogger(__name__)
 
 _MAX_OBSERVED = 100_000
 _MAX_SPECS = 256
 """Parsed specs kept: gangs ask for one spec once for each worker, shortly after one another."""
+_SPEC_BYTES = 4 * 1024 * 1024
+"""Of specs in one answer, give or take one: the worker asks for the rest at once."""
+_MAX_SHORT_BYTES = 256
+_RETRY_S = 1.0
+"""What could not be kept is said again after this."""
 
 
 @dataclass(slots=True)
@@ -42,7 +50,7 @@ class Workers:
     def __init__(self, controller: Controller) -> None:
         self._c = controller
         self._polls: dict[WorkerId, _Poll] = {}
-        self._specs: OrderedDict[JobId, types_pb.JobSpec] = OrderedDict()
+        self._specs: OrderedDict[JobId, tuple[types_pb.JobSpec, int]] = OrderedDict()
 
     async def register(self, request: pb.RegisterWorkerRequest) -> pb.RegisterWorkerResponse:
         """Takes in a worker's daemon: with a join token, or with the credential of an earlier time."""
@@ -50,15 +58,15 @@ class Workers:
         worker_id = WorkerId(check_name(request.worker_id, "worker_id"))
         check_id(request.incarnation, "incarnation")
         allocation_id = AllocationId(request.allocation_id)
-        self._check_may_join(who, worker_id, allocation_id, request.credential_sha256)
+        self._check_may_join(who, worker_id, allocation_id)
         await self._c.loop.submit(
             WorkerRegistered(
                 worker_id=worker_id,
                 credential_sha256=convert.check_sha256(request.credential_sha256, "credential_sha256"),
                 incarnation=request.incarnation,
-                address=request.address[:256],
-                advertise_host=request.advertise_host[:256],
-                host_id=request.host_id[:128],
+                address=_short(request.address, "address"),
+                advertise_host=_short(request.advertise_host, "advertise_host"),
+                host_id=_short(request.host_id, "host_id"),
                 allocation_id=allocation_id,
                 resources=convert.worker_resources(request.resources),
                 cgroup=request.resources.cgroup[:8] if request.resources is not None else "",
@@ -71,10 +79,11 @@ class Workers:
             lease_s=self._c.state.settings.worker_lease_s,
         )
 
-    def _check_may_join(self, who: Identity, worker_id: WorkerId, allocation_id: AllocationId, sha256: str) -> None:
-        """A worker speaks for itself and its own allocation; a join token never for a worker that is here already.
+    def _check_may_join(self, who: Identity, worker_id: WorkerId, allocation_id: AllocationId) -> None:
+        """A worker speaks for itself and its own allocation.
 
-        Whether the token is still good is decided where the worker is taken in: in the one order of all events.
+        Whether the token is still good, and whether the id is somebody else's, is decided where the worker is taken in:
+        in the one order of all events.
         """
         known = self._c.state.workers.get(worker_id)
         own_allocation = who.allocation_id
@@ -83,11 +92,7 @@ class Workers:
                 raise NotPermitted("a worker registers itself only")
             own_allocation = known.allocation_id if known is not None else own_allocation
         if allocation_id != own_allocation:
-            raise NotPermitted(f"this token is not for allocation {allocation_id!r}")
-        if who.kind is TokenKind.WORKER or known is None or known.credential_sha256 == sha256:
-            return  # itself, new, or the same request again: its answer was lost
-        if not own_allocation or known.allocation_id != own_allocation:
-            raise AlreadyExists(f"a worker {worker_id!r} is here already; choose another --worker-id")
+            raise NotPermitted(f"this token is not for allocation {shown(allocation_id)}")
 
     async def sync(self, request: pb.SyncWorkerRequest) -> pb.SyncWorkerResponse:
         """One exchange; held until the desired set differs from what the worker knows."""
@@ -102,10 +107,15 @@ class Workers:
         poll = self._take_turn(worker.worker_id, request)
         if poll is None:
             return self._response(superseded=True)
-        await self._fold(worker, request)
+        hold_s = wait_s(request.wait_s)
+        try:
+            await self._fold(worker, request)
+        except ResourceExhausted:
+            # What it says could not be kept, but it was heard: its lease goes on, and it will say all of it again.
+            hold_s = min(hold_s, _RETRY_S)
         if poll.superseded.done():
             return self._response(superseded=True)
-        await self._hold(worker.worker_id, poll, request)
+        await self._hold(worker.worker_id, poll, request.desired_version, hold_s)
         if poll.superseded.done():
             return self._response(superseded=True)
         return self._answer(worker.worker_id, request)
@@ -126,18 +136,23 @@ class Workers:
         if len(request.observed) > _MAX_OBSERVED:
             raise refuse("the number of observed attempts", f"at most {_MAX_OBSERVED}", len(request.observed))
         observed = tuple(convert.observed(each) for each in request.observed)
+        self._renew_results(observed)
         resources = None if request.resources is None else convert.worker_resources(request.resources)
         if is_news(self._c.state, worker, request.incarnation, observed, resources):
             await self._c.loop.submit(WorkerSynced(worker.worker_id, request.incarnation, observed, resources))
         else:
             self._c.state.last_seen[worker.worker_id] = self._c.loop.now()
 
-    async def _hold(self, worker_id: WorkerId, poll: _Poll, request: pb.SyncWorkerRequest) -> None:
-        if self._c.loop.desired_version(worker_id) != request.desired_version:
-            return
-        with self._c.loop.wakers.worker(worker_id) as changed:
-            hold = wait_s(request.wait_s)
-            await asyncio.wait((changed, poll.superseded), timeout=hold, return_when=asyncio.FIRST_COMPLETED)
+    def _renew_results(self, observed: tuple[Observed, ...]) -> None:
+        """Blobs that are about to be referred to must not be swept now."""
+        for each in observed:
+            if each.exit is not None and each.exit.result_blob and not self._c.blobs.renew(each.exit.result_blob):
+                _log.warning("the result of %s is not here: blob %s", each.uid, each.exit.result_blob)
+
+    async def _hold(self, worker_id: WorkerId, poll: _Poll, known_version: int, hold_s: float) -> None:
+        with self._c.loop.wakers.workers.for_any([worker_id]) as changed:
+            if self._c.loop.desired_version(worker_id) == known_version:
+                await asyncio.wait((changed, poll.superseded), timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
 
     def _response(self, *, superseded: bool = False, reregister: bool = False) -> pb.SyncWorkerResponse:
         return pb.SyncWorkerResponse(
@@ -153,21 +168,24 @@ class Workers:
         # The version first: what changes after it is answered by the next request at once.
         response.desired_version = self._c.loop.desired_version(worker_id)
         known = {each.attempt_uid for each in request.observed}
-        response.desired = [self._desired(each, known) for each in desired(state, worker_id)]
+        room = _SPEC_BYTES
+        for each in desired(state, worker_id):
+            message = pb.DesiredAttempt(attempt_uid=each.attempt.uid, stop=each.stop)
+            if each.attempt.uid not in known:
+                if room > 0:
+                    message.spec, size = self._attempt_spec(each.attempt)
+                    room -= size
+                else:
+                    response.desired_version = 0  # so that it asks for the rest at once
+            response.desired.append(message)
         worker = state.workers.get(worker_id)
         response.leave = worker is not None and state.leaving(worker)
         return response
 
-    def _desired(self, each: Desired, known: set[str]) -> pb.DesiredAttempt:
-        message = pb.DesiredAttempt(attempt_uid=each.attempt.uid, stop=each.stop)
-        if each.attempt.uid not in known:
-            message.spec = self._attempt_spec(each)
-        return message
-
-    def _attempt_spec(self, each: Desired) -> pb.AttemptSpec:
-        attempt = each.attempt
+    def _attempt_spec(self, attempt: AttemptRow) -> tuple[pb.AttemptSpec, int]:
+        """What its worker has to know to run it, and some measure of its bytes."""
         job = self._c.state.jobs[attempt.job_id]
-        spec = self._spec(job.job_id)
+        spec, size = self._spec(job.job_id)
         world = world_of(self._c.state, attempt)
         message = pb.AttemptSpec(
             job_id=job.job_id,
@@ -191,16 +209,21 @@ class Workers:
         )
         if job.timeout_s is not None:
             message.timeout_s = job.timeout_s
-        return message
+        return message, size
 
-    def _spec(self, job_id: JobId) -> types_pb.JobSpec:
-        spec = self._specs.pop(job_id, None)
-        if spec is None:
-            spec = types_pb.JobSpec.from_binary(self._c.store.spec(job_id) or b"")
-        self._specs[job_id] = spec
+    def _spec(self, job_id: JobId) -> tuple[types_pb.JobSpec, int]:
+        found = self._specs.pop(job_id, None)
+        if found is None:
+            stored = self._c.store.spec(job_id) or b""
+            found = types_pb.JobSpec.from_binary(stored), len(stored)
+        self._specs[job_id] = found
         while len(self._specs) > _MAX_SPECS:
             self._specs.popitem(last=False)
-        return spec
+        return found
+
+
+def _short(value: str, what: str) -> str:
+    return check_text(value, what, limit=_MAX_SHORT_BYTES) if value else ""
 
 
 def is_news(
@@ -213,12 +236,17 @@ def is_news(
     """Whether a worker's report says anything the rows do not: most long polls of a quiet cluster do not."""
     if worker.status is not WorkerStatus.READY or (resources is not None and resources != worker.resources):
         return True
+    if worker.worker_id in state.last_words:
+        return True  # the first report of this incarnation
     held = state.held.get(worker.worker_id, {})
     expected = sum(1 for attempt in held.values() if has_process(attempt) and attempt.observed)
     for each in observed:
         attempt = held.get(each.uid)
         if attempt is None or not has_process(attempt):
-            if each.uid in state.attempts or each.exit is None:
+            known = state.attempts.get(each.uid)
+            if known is not None and known.worker_id != worker.worker_id:
+                return True  # which is refused
+            if known is not None or each.exit is None:
                 continue  # late: it ended before
             return True
         if (

@@ -30,32 +30,59 @@ def cause_message(cause: Cause | None) -> types_pb.Cause:
     return types_pb.Cause.UNSPECIFIED if cause is None else types_pb.Cause[cause.name]
 
 
-def job_message(
-    job: JobRow,
-    tasks: Sequence[TaskRow],
-    attempts: Sequence[AttemptRow | None],
-    *,
-    pending_reason: str = "",
-    with_tasks: bool = True,
-) -> types_pb.JobInfo:
-    """A job.
+def finished_message(job: JobRow, tasks: Sequence[TaskRow], attempts: Sequence[AttemptRow | None]) -> types_pb.JobInfo:
+    """A finished job with tasks of it.
 
     Args:
         job: Its row.
-        tasks: In index order.
-        attempts: The latest of each task.
-        pending_reason: Why it waits, as the scheduler found last.
-        with_tasks: Whether each task is told of.
+        tasks: Those to tell of.
+        attempts: The latest of each.
     """
+    message = _job_message(job, job_status(job, ()), _first_start(attempts))
+    message.tasks = [task_message(task, attempt) for task, attempt in zip(tasks, attempts, strict=True)]
+    return message
+
+
+def finished_summary(job: JobRow, started_at: float | None) -> types_pb.JobInfo:
+    """A finished job without its tasks."""
+    return _job_message(job, job_status(job, ()), started_at)
+
+
+def live_job_message(state: State, job: JobRow, *, with_tasks: bool = True) -> types_pb.JobInfo:
+    """A job that is in memory."""
+    tasks = state.tasks[job.job_id]
+    attempts = [state.current(job.job_id, task.index) for task in tasks]
     status = job_status(job, [task.state for task in tasks])
-    started = [a.started_at for a in attempts if a is not None and a.started_at is not None]
+    message = _job_message(job, status, _first_start(attempts))
+    if status is JobStatus.PENDING:
+        message.pending_reason = pending_reason(state, job)
+    if with_tasks:
+        message.tasks = [task_message(task, attempt) for task, attempt in zip(tasks, attempts, strict=True)]
+    return message
+
+
+def pending_reason(state: State, job: JobRow) -> str:
+    """What a job waits for of which nothing runs: every wait says why."""
+    if job.stop_at is not None:
+        return f"being stopped: {job.stop_reason}"
+    if job.job_id in state.waiting:
+        return state.waiting[job.job_id]
+    if any(task.state is TaskState.PENDING for task in state.tasks[job.job_id]):
+        return "to be placed"
+    return "placed, its worker starts it"
+
+
+def _first_start(attempts: Sequence[AttemptRow | None]) -> float | None:
+    return min((a.started_at for a in attempts if a is not None and a.started_at is not None), default=None)
+
+
+def _job_message(job: JobRow, status: JobStatus, started_at: float | None) -> types_pb.JobInfo:
     message = types_pb.JobInfo(
         job_id=job.job_id,
         name=job.name,
         status=status_message(status),
         error_message=job.error_message,
         cause=cause_message(job.cause),
-        pending_reason=pending_reason if status is JobStatus.PENDING else "",
         submitted_at=job.submitted_at,
         parent=job.parent or "",
         namespace=job.namespace,
@@ -63,12 +90,10 @@ def job_message(
     )
     if job.exit_code is not None:
         message.exit_code = job.exit_code
-    if started:
-        message.started_at = min(started)
+    if started_at is not None:
+        message.started_at = started_at
     if job.finished_at is not None:
         message.finished_at = job.finished_at
-    if with_tasks:
-        message.tasks = [task_message(task, attempt) for task, attempt in zip(tasks, attempts, strict=True)]
     return message
 
 
@@ -88,19 +113,6 @@ def task_message(task: TaskRow, attempt: AttemptRow | None) -> types_pb.TaskInfo
     if attempt.exit_code is not None:
         message.exit_code = attempt.exit_code
     return message
-
-
-def live_job_message(state: State, job: JobRow, *, with_tasks: bool = True) -> types_pb.JobInfo:
-    """A job that is in memory."""
-    tasks = state.tasks[job.job_id]
-    attempts = [state.current(job.job_id, task.index) for task in tasks]
-    reason = state.waiting.get(job.job_id, "")
-    return job_message(job, tasks, attempts, pending_reason=reason, with_tasks=with_tasks)
-
-
-def waits(state: State, job: JobRow) -> bool:
-    """Whether any task of the job waits to be placed."""
-    return job.stop_at is None and any(task.state is TaskState.PENDING for task in state.tasks[job.job_id])
 
 
 def worker_message(state: State, worker: WorkerRow) -> controller_pb.WorkerInfo:

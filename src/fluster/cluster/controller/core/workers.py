@@ -10,7 +10,7 @@ from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import AllocationStatus, AttemptRow, WorkerRow
 from fluster.cluster.controller.core.state import Settings, State, has_process
 from fluster.cluster.states import WorkerStatus
-from fluster.errors import FailedPrecondition, NotPermitted
+from fluster.errors import AlreadyExists, FailedPrecondition, NotPermitted
 
 
 def lease_end(settings: Settings, last_seen: float) -> float:
@@ -24,6 +24,7 @@ def register(fold: Fold, event: WorkerRegistered) -> None:
     old = state.workers.get(event.worker_id)
     if event.joined_by:
         _check_join(fold, event, known=old is not None)
+        _check_not_taken(event, old)
     worker = WorkerRow(
         worker_id=event.worker_id,
         credential_sha256=event.credential_sha256,
@@ -59,6 +60,14 @@ def _check_join(fold: Fold, event: WorkerRegistered, *, known: bool) -> None:
         raise NotPermitted("this join token has expired or was revoked; `fluster worker token` makes a new one")
     if not known and state.token_uses_left(token) <= 0:
         raise NotPermitted("this join token is used up; `fluster worker token` makes a new one")
+
+
+def _check_not_taken(event: WorkerRegistered, old: WorkerRow | None) -> None:
+    """A join token never speaks for a worker that is here already, but for the next one of its own allocation."""
+    if old is None or old.credential_sha256 == event.credential_sha256:
+        return  # new, or the same request again: its answer was lost
+    if not event.allocation_id or event.allocation_id != old.allocation_id:
+        raise AlreadyExists(f"a worker {event.worker_id!r} is here already; choose another --worker-id")
 
 
 def sync(fold: Fold, event: WorkerSynced) -> None:

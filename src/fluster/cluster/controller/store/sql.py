@@ -186,8 +186,15 @@ SPEC = "SELECT spec FROM specs WHERE job_id = ?"
 RESULT = "SELECT {columns} FROM results WHERE uid = ?"
 REQUEST = "SELECT {columns} FROM requests WHERE caller = ? AND request_id = ?"
 JOB = "SELECT {columns} FROM jobs WHERE job_id = ?"
-TASKS = 'SELECT {columns} FROM tasks WHERE job_id = ? ORDER BY "index"'
-ATTEMPTS = "SELECT {columns} FROM attempts WHERE job_id = ? ORDER BY task, number"
+TASKS = 'SELECT {columns} FROM tasks WHERE job_id = :job_id AND "index" BETWEEN :first AND :last ORDER BY "index"'
+ATTEMPTS = """
+SELECT {columns} FROM attempts WHERE job_id = :job_id AND task BETWEEN :first AND :last ORDER BY task, number
+"""
+STARTED_AT = """
+SELECT min(a.started_at) FROM tasks t
+CROSS JOIN attempts a ON a.job_id = t.job_id AND a.task = t."index" AND a.number = t.attempt
+WHERE t.job_id = ?
+"""
 
 JOBS_FROM = "SELECT {columns} FROM jobs"
 JOBS_PAGE = "ORDER BY submitted_at DESC, job_id DESC LIMIT :limit"
@@ -195,6 +202,7 @@ JOBS_PAGE = "ORDER BY submitted_at DESC, job_id DESC LIMIT :limit"
 JOBS_WHERE = {
     "namespace": "namespace = :namespace",
     "outcome": "outcome = :outcome",
+    "finished": "outcome IS NOT NULL",
     "name": "name = :name",
     "name_from": "name >= :name_from",
     "name_to": "name < :name_to",

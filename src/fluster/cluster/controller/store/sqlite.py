@@ -32,6 +32,7 @@ from fluster.cluster.controller.store.columns import Table
 from fluster.cluster.controller.store.errors import StoreBusy, StoreFailed, StoreFull
 from fluster.cluster.ids import AttemptUid, JobId, Namespace
 from fluster.cluster.states import JobStatus
+from fluster.cluster.validation import MAX_TASKS
 
 R = TypeVar("R")
 
@@ -207,19 +208,25 @@ class Store:
         """The job, finished or not."""
         return self._row(columns.JOBS, _JOB, (job_id,))
 
-    def tasks(self, job_id: JobId) -> list[TaskRow]:
-        """Its tasks, by index."""
-        return self._rows(columns.TASKS, _TASKS, (job_id,))
+    def tasks(self, job_id: JobId, task: int | None = None) -> list[TaskRow]:
+        """Its tasks, by index; of `task` alone if it is given."""
+        return self._rows(columns.TASKS, _TASKS, _of_task(job_id, task))
 
-    def attempts(self, job_id: JobId) -> list[AttemptRow]:
-        """Its attempts, by task and number."""
-        return self._rows(columns.ATTEMPTS, _ATTEMPTS, (job_id,))
+    def attempts(self, job_id: JobId, task: int | None = None) -> list[AttemptRow]:
+        """Its attempts, by task and number; of `task` alone if it is given."""
+        return self._rows(columns.ATTEMPTS, _ATTEMPTS, _of_task(job_id, task))
+
+    def started_at(self, job_id: JobId) -> float | None:
+        """When the first of its tasks' latest attempts started; None when none did."""
+        found: float | None = self._read(sql.STARTED_AT, (job_id,))[0][0]
+        return found
 
     def list_jobs(
         self,
         *,
         namespace: Namespace | None = None,
         status: JobStatus | None = None,
+        finished: bool = False,
         name_prefix: str = "",
         name: str = "",
         before: JobCursor | None = None,
@@ -229,7 +236,8 @@ class Store:
 
         Args:
             namespace: None: all.
-            status: One that is final; None: all jobs, unfinished ones too.
+            status: One that is final; None: any.
+            finished: Without the unfinished ones.
             name_prefix: What the name starts with.
             name: The whole name; empty: any.
             before: Of the last job of the page before.
@@ -240,6 +248,7 @@ class Store:
         given: dict[str, Any] = {
             "namespace": namespace,
             "outcome": status,
+            "finished": True if finished and status is None else None,
             "name": name or None,
             "name_from": name_prefix or None,
             # No name holds this character: everything that starts with the prefix sorts before it.
@@ -331,6 +340,10 @@ class Store:
     def _give_up(self, error: apsw.Error) -> NoReturn:
         self.close()
         raise StoreFailed(f"{self.path} failed and was closed: {error}; check the disk and start again") from error
+
+
+def _of_task(job_id: JobId, task: int | None) -> dict[str, Any]:
+    return {"job_id": job_id, "first": 0 if task is None else task, "last": MAX_TASKS if task is None else task}
 
 
 def _close(db: apsw.Connection) -> None:

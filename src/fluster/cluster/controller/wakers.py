@@ -1,0 +1,62 @@
+"""Who waits for a change: handlers of long polls are woken by the loop, after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from fluster.cluster.ids import JobId, WorkerId
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Waiting(Generic[K]):
+    """Futures of those who wait, by what they wait for."""
+
+    def __init__(self) -> None:
+        self._futures: defaultdict[K, set[asyncio.Future[None]]] = defaultdict(set)
+
+    @contextmanager
+    def for_any(self, keys: Iterable[K]) -> Iterator[asyncio.Future[None]]:
+        """A future that is done once one of the keys is woken."""
+        waker = asyncio.get_running_loop().create_future()
+        keys = list(keys)
+        for key in keys:
+            self._futures[key].add(waker)
+        try:
+            yield waker
+        finally:
+            for key in keys:
+                waiting = self._futures.get(key, set())
+                waiting.discard(waker)
+                if not waiting:
+                    self._futures.pop(key, None)
+            waker.cancel()
+
+    def wake(self, key: K) -> None:
+        """Wakes all who wait for it."""
+        for waker in self._futures.get(key, ()):
+            if not waker.done():
+                waker.set_result(None)
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+
+@dataclass(slots=True)
+class Wakers:
+    """What can be waited for.
+
+    Attributes:
+        workers: A worker's desired set differs.
+        jobs: A job has finished.
+        journal: The journal has grown; there is one, its key is `None`.
+    """
+
+    workers: Waiting[WorkerId] = field(default_factory=Waiting)
+    jobs: Waiting[JobId] = field(default_factory=Waiting)
+    journal: Waiting[None] = field(default_factory=Waiting)
