@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 import pytest
+from tests.e2e import programs
 
 from fluster import Cluster, Entrypoint, JobRequest, LocalCluster, ResourceConfig, RetryPolicy
 from fluster.cluster.attempt import proc
@@ -132,6 +133,16 @@ def running(state_dir: Path, job_id: JobId, task: int = 0, attempt: int = 1) -> 
     return wait_until(found, f"attempt {attempt} of {job_id} runs")
 
 
+def process_of(cluster: LocalCluster, job_id: JobId, task: int = 0, attempt: int = 1) -> Process:
+    """The first process of an attempt, once it runs."""
+    return Process.of(running(cluster._state_dir, job_id, task, attempt).pid)
+
+
+def shell(script: str) -> JobRequest:
+    """A job of one command line."""
+    return JobRequest("shell", Entrypoint.from_command("sh", "-c", script), SMALL)
+
+
 @dataclass(frozen=True, slots=True)
 class Witness:
     """A job that writes down each of its runs, prints numbered lines without pause, and ends when it is told to."""
@@ -147,7 +158,7 @@ class Witness:
         """One that may not be tried again: a second attempt would make it fail."""
         return JobRequest(
             "witness",
-            Entrypoint.from_callable(testify, self.directory),
+            Entrypoint.from_callable(programs.testify, self.directory),
             SMALL,
             retry=RetryPolicy(max_failures=0, max_preemptions=max_preemptions, backoff_s=0.01),
             request_id=request_id,
@@ -168,18 +179,6 @@ class Witness:
     def let_end(self) -> None:
         """Makes it return the number of lines it printed."""
         (self.directory / "gate").touch()
-
-
-def testify(directory: Path) -> int:
-    """What a `Witness` does."""
-    with (directory / "runs").open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    lines = 0
-    while not (directory / "gate").exists():
-        print(lines)
-        lines += 1
-        time.sleep(0.002)
-    return lines
 
 
 def printed(cluster: Cluster, job_id: JobId, *, follow: bool = False) -> list[int]:

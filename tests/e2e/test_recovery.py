@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.e2e import lab
 from tests.e2e.lab import Witness
 
-from fluster import JobStatus, LocalCluster
+from fluster import Cause, Entrypoint, JobRequest, JobStatus, LocalCluster, RetryPolicy
 
 
 @pytest.fixture
@@ -62,3 +63,102 @@ def test_running_jobs_and_those_who_wait_for_them_do_not_notice_a_kill(
     assert followed.result(lab.WITHIN_S) == list(range(count))
     assert lab.printed(cluster, job.job_id) == list(range(count))
     assert witness.runs == [process.pid]
+
+
+def test_jobs_that_end_while_their_worker_is_dead_are_reported_by_the_next_one(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    returning = cluster.submit(witness.request())
+    gate = witness.directory / "gate"
+    exiting = cluster.submit(lab.shell(f"echo begun; while ! test -e {gate}; do :; done; echo last words >&2; exit 7"))
+    processes = [witness.wait_for_run(), lab.process_of(cluster, exiting.job_id)]
+    # Stopped, it cannot start the worker again before the jobs have ended.
+    boss = lab.controller(cluster)
+    boss.signal(signal.SIGSTOP)
+    lab.worker(cluster).kill()
+    witness.let_end()
+    for process in processes:
+        lab.wait_until(lambda process=process: not process.runs, "the job has ended")  # type: ignore[misc]
+    boss.signal(signal.SIGCONT)
+
+    count = returning.result(timeout=lab.WITHIN_S)
+    failed = exiting.wait(timeout=lab.WITHIN_S)
+
+    assert returning.info().tasks[0].attempt == 1
+    assert lab.printed(cluster, returning.job_id) == list(range(count))
+    assert (failed.cause, failed.exit_code, failed.tasks[0].attempt) == (Cause.EXIT, 7, 1)
+    assert failed.error_message is not None
+    assert failed.error_message.endswith("last words")
+    assert [line.data for line in exiting.logs()] == ["begun", "last words"]
+
+
+def test_a_job_launched_while_the_worker_is_dead_runs_on_the_next_one(cluster: LocalCluster) -> None:
+    assert cluster.submit(int, 1).result(timeout=lab.WITHIN_S) == 1
+    boss = lab.controller(cluster)
+    boss.signal(signal.SIGSTOP)
+    lab.worker(cluster).kill()
+    request = JobRequest("once", Entrypoint.from_callable(int, 2), retry=RetryPolicy(max_preemptions=0))
+    launched = lab.in_thread(lambda: cluster.submit(request))
+    boss.signal(signal.SIGCONT)
+
+    # What was placed on the dead one had not begun, so that giving it out again costs nothing.
+    assert launched.result(lab.WITHIN_S).result(timeout=lab.WITHIN_S) == 2
+
+
+def test_a_killed_zygote_costs_nobody_anything(cluster: LocalCluster, tmp_path: Path) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    job = cluster.submit(witness.request())
+    witness.wait_for_run()
+    lab.zygote(cluster).kill()
+
+    assert cluster.submit(int, 2).result(timeout=lab.WITHIN_S) == 2
+    witness.let_end()
+    count = job.result(timeout=lab.WITHIN_S)
+    assert (job.info().tasks[0].attempt, len(witness.runs)) == (1, 1)
+    assert lab.printed(cluster, job.job_id) == list(range(count))
+
+
+def test_a_job_whose_shim_is_killed_is_tried_again_once_nothing_of_it_is_left(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    job = cluster.submit(witness.request(max_preemptions=1))
+    first = witness.wait_for_run()
+    lab.Process.of(lab.running(cluster._state_dir, job.job_id).shim).kill()
+    witness.wait_for_run(2)
+    assert not first.runs
+    witness.let_end()
+
+    assert job.result(timeout=lab.WITHIN_S) is not None
+    assert job.info().tasks[0].attempt == 2
+    assert "TaskFailed" in [event.kind for event in cluster.events(job.job_id)]
+
+
+def test_a_shim_that_is_killed_without_a_retry_left_makes_the_job_fail_as_lost(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    job = cluster.submit(witness.request())
+    witness.wait_for_run()
+    lab.Process.of(lab.running(cluster._state_dir, job.job_id).shim).kill()
+
+    info = job.wait(timeout=lab.WITHIN_S)
+    assert (info.status, info.cause) == (JobStatus.FAILED, Cause.WORKER_LOST)
+    assert "what watched over its process was killed" in (info.error_message or "")
+
+
+def test_a_killed_process_is_failed_at_a_waiting_client_within_half_a_second(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    job = cluster.submit(witness.request())
+    process = witness.wait_for_run()
+    ended = lab.in_thread(lambda: (job.wait(timeout=lab.WITHIN_S), time.monotonic()))
+    killed_at = time.monotonic()
+    process.kill()
+
+    info, known_at = ended.result(lab.WITHIN_S)
+    assert (info.status, info.cause, info.exit_code) == (JobStatus.FAILED, Cause.SIGNAL, 128 + signal.SIGKILL)
+    assert "SIGKILL" in (info.error_message or "")
+    assert known_at - killed_at <= 0.5

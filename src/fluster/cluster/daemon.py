@@ -10,10 +10,10 @@ import subprocess
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from fluster.cluster.restarts import Restarts
 from fluster.errors import FlusterError
 
 _log = logging.getLogger(__name__)
@@ -21,10 +21,6 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 """Stopping ends the trees of running jobs first."""
-_DEATHS_COUNT_S = 60.0
-_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-"""Before a controller is started again, for each death of the last minute: one that cannot live must not keep the
-machine busy, one that is killed now and then is back at once."""
 _LOG_TAIL_BYTES = 2_000
 
 _ours: weakref.WeakSet[ControllerProcess] = weakref.WeakSet()
@@ -180,15 +176,11 @@ class ControllerProcess:
 
     def _watch(self) -> None:
         """Starts the controller again when it dies. What runs is adopted, so nobody notices but by the log."""
-        deaths: deque[float] = deque()
+        restarts = Restarts()
         while (process := self._process) is not None:
             status = process.wait()
-            now = time.monotonic()
-            while deaths and now - deaths[0] > _DEATHS_COUNT_S:
-                deaths.popleft()
-            if self._closing.wait(min(_PAUSE_S * len(deaths), _LONGEST_PAUSE_S)):
+            if self._closing.wait(restarts.pause_s(time.monotonic())):
                 return
-            deaths.append(now)
             _log.warning("the local cluster's controller ended with status %s; it is started again", status)
             try:
                 self._start(())

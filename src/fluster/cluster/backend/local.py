@@ -19,6 +19,7 @@ from fluster.cluster.backend import processes
 from fluster.cluster.ids import AllocationId, VMId
 from fluster.cluster.observed import VMInfo
 from fluster.cluster.resources import GpuConfig, ResourceConfig
+from fluster.cluster.restarts import Restarts
 from fluster.cluster.states import VMStatus
 from fluster.cluster.validation import check_name
 from fluster.cluster.worker import files, network
@@ -38,8 +39,6 @@ _ONLY_ONE = AllocationId("local")
 _LOOK_S = 0.02
 # From SIGTERM on a worker has its attempts' grace and some time of its own.
 _END_GRACE_S = 15.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_STEADY_S = 10.0
 _HEALTH_S = 5.0
 
 
@@ -184,21 +183,21 @@ class LocalBackend:
 
     async def _keep_running(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> None:
         """Starts the worker, or finds the one that runs; starts it again when it dies."""
-        pause_s = _FIRST_PAUSE_S
+        restarts = Restarts()
         while not (files.is_released(directory) or files.has_left(directory)):
-            started_at = time.monotonic()
-            pid = processes.holder(directory)
-            if pid is None:
-                command = self._command(vm_id, directory, allocation)
-                pid = processes.start(command, directory, lifeline_fd=self._lifeline_fd)
-                _log.info("started the worker of %s as process %s", vm_id, pid)
-            await processes.wait_gone(pid)
+            try:
+                pid = processes.holder(directory)
+                if pid is None:
+                    command = self._command(vm_id, directory, allocation)
+                    pid = processes.start(command, directory, lifeline_fd=self._lifeline_fd)
+                    _log.info("started the worker of %s as process %s", vm_id, pid)
+                await processes.wait_gone(pid)
+            except OSError as error:
+                _log.warning("the worker of %s cannot be started now: %s", vm_id, error)
             if files.is_released(directory) or files.has_left(directory):
                 break
             _log.warning("the worker of %s ended; it is started again", vm_id)
-            steady = time.monotonic() - started_at > _STEADY_S
-            pause_s = _FIRST_PAUSE_S if steady else min(2 * pause_s, _LONGEST_PAUSE_S)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(restarts.pause_s(time.monotonic()))
         if not files.is_released(directory):
             # It was let go by its controller, which therefore asks for nothing more.
             await asyncio.to_thread(delete, directory)
