@@ -25,9 +25,9 @@ def _prctl(option: int, argument: int) -> None:
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
-def become_subreaper() -> None:
+def become_subreaper(*, on: bool = True) -> None:
     """Makes orphans among this process's descendants its own children, whatever session they made for themselves."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def die_with_parent(signal_number: int) -> None:
