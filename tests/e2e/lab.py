@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 from tests.e2e import programs
@@ -23,6 +27,7 @@ from fluster.cluster.worker import files
 from fluster.cluster.worker.remains import RunningRecord, read_running
 
 WITHIN_S = 20.0
+_PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 SMALL = ResourceConfig.with_cpu(cpu=0.1, memory="100MB")
 T = TypeVar("T")
 
@@ -73,6 +78,61 @@ class Process:
     def kill(self) -> None:
         """As nobody can prevent."""
         self.signal(signal.SIGKILL)
+
+
+class Creator:
+    """A program that has a cluster, as a process of its own; all it starts, at whatever remove, can be found.
+
+    Args:
+        script: Its source; `say(...)` prints an object for `heard`.
+        directory: Where it stands and keeps temporary files.
+    """
+
+    def __init__(self, script: str, directory: Path, *, python: str = sys.executable, **environ: str) -> None:
+        self._tag = f"LAB_TAG={secrets.token_hex(8)}"
+        name, _, value = self._tag.partition("=")
+        temporary = directory / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        self.temporary = temporary
+        prelude = "import json, os, signal, sys, time\ndef say(it): print(json.dumps(it), flush=True)\n"
+        self.process = subprocess.Popen(
+            [python, "-c", prelude + script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": _PATH, name: value, "TMPDIR": str(temporary), **environ},
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pid in self.family() | {self.process.pid}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+    def heard(self) -> Any:
+        """The next thing it says."""
+        assert self.process.stdout is not None
+        line = in_thread(self.process.stdout.readline).result(WITHIN_S)
+        return json.loads(line) if line else pytest.fail(f"it ended with {self.process.wait()} and said nothing more")
+
+    def family(self) -> set[int]:
+        """Pids of itself and everything that was started from it, zombies excluded."""
+        return {pid for pid in proc.all_pids() if self._is_tagged(pid) and Process.of(pid).runs}
+
+    def _is_tagged(self, pid: int) -> bool:
+        try:
+            return self._tag.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
 
 
 def controller(cluster: LocalCluster) -> Process:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,6 +169,24 @@ def test_a_processes_children_do_not_hold_the_directory(tmp_path: Path) -> None:
         state.close()
         StateDir.open(tmp_path / "state").close()
         child.kill()
+
+
+def test_a_holder_that_says_it_is_ending_is_waited_for(tmp_path: Path) -> None:
+    ending = StateDir.open(tmp_path / "state")
+    ending.note_ending()
+    closing = threading.Timer(0.2, ending.close)
+    closing.start()
+    with StateDir.open(tmp_path / "state"), pytest.raises(StateDirBusy):
+        StateDir.open(tmp_path / "state")
+    closing.join()
+
+
+def test_a_holder_that_never_ends_is_refused_though_it_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statelock, "ENDING_WAIT_S", 0.2)
+    with StateDir.open(tmp_path / "state") as state:
+        state.note_ending()
+        with pytest.raises(StateDirBusy):
+            StateDir.open(tmp_path / "state")
 
 
 def test_taking_over_ends_the_holder(tmp_path: Path) -> None:

@@ -102,16 +102,19 @@ async def _serve(options: ServeOptions) -> int:
     if options.lifeline_fd is not None:
         os.set_inheritable(options.lifeline_fd, False)
         loop.add_reader(options.lifeline_fd, _ended, options.lifeline_fd, lifeline_ended, stop)
-    async with ControllerDaemon(_config(options), _backend(options)) as running:
+
+    async def end_workers() -> None:
+        if lifeline_ended.is_set():
+            # They see the same end; this waits until nothing of them is left.
+            await asyncio.to_thread(stop_local_workers, options.state_dir)
+
+    async with ControllerDaemon(_config(options), _backend(options), at_end=end_workers) as running:
         print(_announcement(running), flush=True)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((stopping, running.failed), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-    if lifeline_ended.is_set():
-        # The workers see the same end; this waits until nothing of them is left.
-        await asyncio.to_thread(stop_local_workers, options.state_dir)
-        if options.ephemeral:
-            shutil.rmtree(options.state_dir, ignore_errors=True)
+    if lifeline_ended.is_set() and options.ephemeral:
+        shutil.rmtree(options.state_dir, ignore_errors=True)
     return 1 if running.failed.done() else 0
 
 

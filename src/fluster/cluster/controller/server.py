@@ -98,11 +98,18 @@ class ControllerDaemon:
     Args:
         config: How it is run.
         backend: Makes the source of machines; `None`: workers join by themselves.
+        at_end: What is to be done after serving, while nobody else can have the state directory.
     """
 
-    def __init__(self, config: ControllerConfig, backend: MakeBackend | None = None) -> None:
+    def __init__(
+        self,
+        config: ControllerConfig,
+        backend: MakeBackend | None = None,
+        at_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._config = config
         self._make_backend = backend
+        self._at_end = at_end
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Running:
@@ -119,6 +126,8 @@ class ControllerDaemon:
     async def _start(self, stack: AsyncExitStack) -> Running:
         config, clock = self._config, steady_clock()
         state_dir = stack.enter_context(StateDir.open(config.state_dir, take_over=config.take_over))
+        if self._at_end is not None:
+            stack.push_async_callback(self._at_end)
         store = stack.enter_context(Store.open(state_dir.database))
         epoch = store.begin_epoch()
         effects: Effects | None = None
@@ -152,6 +161,7 @@ class ControllerDaemon:
             stack.push_async_callback(backend.close)
             effects = Effects(loop, backend)
             await self._background(stack, failed, "effects", effects.run())
+        stack.callback(state_dir.note_ending)
         return running
 
     def _controller(self, stack: AsyncExitStack, state_dir: StateDir, store: Store, loop: Loop) -> Controller:

@@ -102,6 +102,10 @@ class StateDir:
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize
 
+    def note_ending(self) -> None:
+        """Tells another controller that wants in to wait a moment."""
+        self._lock.note_ending()
+
     def close(self) -> None:
         """Lets another controller in; repeating is harmless."""
         self._lock.release()

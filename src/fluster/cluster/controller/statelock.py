@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fluster.cluster.attempt import proc
@@ -19,6 +19,8 @@ TERM_GRACE_S = 5.0
 """What a holder gets to end by itself; a controller stops within a second or two."""
 KILL_GRACE_S = 5.0
 """After SIGKILL: longer only when it hangs in the kernel, on a dead disk for example."""
+ENDING_WAIT_S = 20.0
+"""For a holder that has said that it is ending: it may have jobs to end first."""
 _POLL_S = 0.05
 _RECORD_WAIT_S = 1.0
 _MAX_RECORD_BYTES = 4096
@@ -32,6 +34,7 @@ class Holder:
         boot_id: Of its machine's present run; empty where the system has none.
         started: Its start in clock ticks since boot; with the pid, its identity. None where the system does not tell.
         since: Unix seconds.
+        ending: It will give the directory up in a moment.
     """
 
     pid: int
@@ -39,6 +42,7 @@ class Holder:
     boot_id: str
     started: int | None
     since: float
+    ending: bool = False
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}"
@@ -83,7 +87,7 @@ class StateLock:
 
     @classmethod
     def take(cls, path: Path, *, take_over: bool = False) -> StateLock:
-        """Takes the lock.
+        """Takes the lock. A holder that is ending is waited for.
 
         Args:
             path: Of the lock file, which says who holds it. It stays when the lock is released.
@@ -95,16 +99,17 @@ class StateLock:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             if not _try(descriptor):
-                holder = _holder(descriptor)
-                if not take_over:
-                    cure = "stop it, choose another state directory, or end it with --take-over"
-                    raise StateDirBusy(path.parent, holder, cure)
-                _end(path.parent, holder, lambda: _try(descriptor))
-            _write(descriptor, json.dumps(asdict(Holder.this_process())).encode())
+                _oust(path.parent, descriptor, take_over=take_over)
+            _write(descriptor, Holder.this_process())
         except BaseException:
             os.close(descriptor)
             raise
         return cls(descriptor)
+
+    def note_ending(self) -> None:
+        """Tells whoever wants the lock that it is worth waiting for."""
+        if self._descriptor is not None:
+            _write(self._descriptor, replace(Holder.this_process(), ending=True))
 
     def release(self) -> None:
         """Gives the lock back; repeating is harmless."""
@@ -124,10 +129,21 @@ def _try(descriptor: int) -> bool:
     return True
 
 
-def _write(descriptor: int, record: bytes) -> None:
+def _write(descriptor: int, holder: Holder) -> None:
     # In place: a renamed file would be another one than the one that is locked.
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, record, 0)
+    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+
+
+def _oust(directory: Path, descriptor: int, *, take_over: bool) -> None:
+    """Takes a lock that somebody holds, or raises."""
+    holder = _holder(descriptor)
+    if holder is not None and holder.ending and _within(ENDING_WAIT_S, lambda: _try(descriptor)):
+        return
+    if not take_over:
+        cure = "stop it, choose another state directory, or end it with --take-over"
+        raise StateDirBusy(directory, holder, cure)
+    _end(directory, holder, lambda: _try(descriptor))
 
 
 def _holder(descriptor: int) -> Holder | None:
