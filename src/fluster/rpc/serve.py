@@ -10,13 +10,14 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from connectrpc.code import Code
-from connectrpc.codec import Codec, proto_binary_codec, proto_json_codec
+from connectrpc.codec import Codec, proto_binary_codec
 from connectrpc.compression import Compression
 from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from fluster.rpc.codecs import JsonCodec
 from fluster.rpc.edge import edge_protocol
 from fluster.rpc.errors import WireError, encode, refusal
 from fluster.rpc.gate import STOPPING, Application, Authenticate, Gate, stopping
@@ -56,7 +57,7 @@ def connect_options(*, read_max_bytes: int = READ_MAX_BYTES) -> ConnectOptions:
         interceptors=[_Errors()],
         read_max_bytes=read_max_bytes,
         compressions=[_Gzip(level=1)],
-        codecs=[proto_binary_codec(), proto_json_codec(ignore_unknown_fields=False)],
+        codecs=[proto_binary_codec(), JsonCodec()],
     )
 
 
