@@ -19,6 +19,7 @@ from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.runtime import AttemptStart, ExitRecord, Gone
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome, RemoteError
 
+
 @pytest.fixture(autouse=True)
 def orphans_go_where_they_went_before() -> Iterator[None]:
     """A runtime makes its process, here the test runner, a subreaper; orphans of later tests are none of its own."""
