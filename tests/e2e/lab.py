@@ -198,9 +198,14 @@ def process_of(cluster: LocalCluster, job_id: JobId, task: int = 0, attempt: int
     return Process.of(running(cluster._state_dir, job_id, task, attempt).pid)
 
 
+def command(*argv: str) -> JobRequest:
+    """A small job of one program."""
+    return JobRequest("command", Entrypoint.from_command(*argv), SMALL)
+
+
 def shell(script: str) -> JobRequest:
-    """A job of one command line."""
-    return JobRequest("shell", Entrypoint.from_command("sh", "-c", script), SMALL)
+    """A small job of one command line."""
+    return command("sh", "-c", script)
 
 
 @dataclass(frozen=True, slots=True)

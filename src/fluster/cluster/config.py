@@ -166,6 +166,13 @@ def find_token(
     return read_token_file(entry.token_file) if entry.token_file is not None else None
 
 
+def find_namespace(
+    *, environ: Mapping[str, str] | None = None, directory: str | os.PathLike[str] | None = None
+) -> str | None:
+    """The namespace that variables or files name as this program's default; `None`: the controller's."""
+    return ClientVariables.from_environment(environ).namespace or load_configuration(environ, directory).namespace
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))

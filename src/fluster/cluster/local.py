@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from fluster.cluster.client import Cluster
-from fluster.cluster.config import find_cluster, load_configuration
+from fluster.cluster.config import find_cluster, find_namespace, load_configuration
 from fluster.cluster.context import ClientVariables, TaskContext, read_token_file
 from fluster.cluster.daemon import ControllerProcess
 from fluster.cluster.surroundings import Surroundings
@@ -144,6 +144,15 @@ _shared: LocalCluster | None = None
 _shared_lock = threading.Lock()
 
 
+def _in_child() -> None:
+    """The cluster is the parent's; the lock may be held by a thread that was not forked."""
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def current_cluster() -> Cluster:
     """The cluster this program means.
 
@@ -156,17 +165,17 @@ def current_cluster() -> Cluster:
     task = TaskContext.from_environment()
     if task is not None:
         return Cluster(task.cluster_address)
-    configured = find_cluster()
+    configured, namespace = find_cluster(), find_namespace()
     if configured is not None:
-        return Cluster(configured.address)
-    return _shared_cluster()
+        return Cluster(configured.address, namespace)
+    return _shared_cluster(namespace)
 
 
-def _shared_cluster() -> LocalCluster:
+def _shared_cluster(namespace: str | None) -> LocalCluster:
     global _shared
     with _shared_lock:
-        if _shared is None or _shared._pid != os.getpid():
-            _shared = LocalCluster()
+        if _shared is None or _shared._rpc.closed:
+            _shared = LocalCluster(namespace)
             atexit.register(_shared.shutdown)
             _log.warning(
                 "no cluster is configured: started one on this machine that ends with this process; "
