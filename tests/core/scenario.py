@@ -130,15 +130,15 @@ class Scenario:
         allocation: str = "",
         incarnation: str = "",
         joined_by: str = "",
+        credential: str = "c" * 64,
     ) -> WorkerId:
         """A worker's daemon starts; what an earlier one of it reported is forgotten."""
         worker_id = WorkerId(name)
         self._names += 1
-        self.seen[name] = {}
         self.apply(
             WorkerRegistered(
                 worker_id=worker_id,
-                credential_sha256="c" * 64,
+                credential_sha256=credential,
                 incarnation=incarnation or f"{name}#{self._names}",
                 address="127.0.0.1:7000",
                 advertise_host=f"{name}.host",
@@ -149,6 +149,7 @@ class Scenario:
                 joined_by=joined_by,
             )
         )
+        self.seen[name] = {}
         return worker_id
 
     def machine(self, allocation: str, *hosts: str, cpu: float = 4, tpu_variant: str = "") -> None:

@@ -1,6 +1,7 @@
 from tests.core.scenario import PORT, Scenario
 
 from fluster.cluster.controller.core.desired import World, desired, world_of
+from fluster.cluster.controller.core.events import Observed
 from fluster.cluster.controller.core.rows import AttemptState, Retry
 from fluster.cluster.controller.core.schedule import schedule
 from fluster.cluster.ids import WorkerId
@@ -80,6 +81,16 @@ def test_the_members_of_a_gang_wait_until_rank_0_has_chosen_its_port(scenario: S
 
     assert changes.touched_workers == {"w0", "w1"}
     assert wanted(scenario, "w0") == [("g.0.1", False), ("g.1.1", False)]
+    assert wanted(scenario, "w1") == [("g.2.1", False)]
+
+
+def test_a_port_told_while_rank_0_is_still_being_built_is_enough(scenario: Scenario) -> None:
+    three_on_two_workers(scenario)
+    scenario.accept("g", 0, state=AttemptState.BUILDING)
+    uid = scenario.attempt("g", 0).uid
+    changes = scenario.sync("w0", Observed(uid, AttemptState.BUILDING, None, master_port=PORT))
+
+    assert changes.touched_workers == {"w0", "w1"}
     assert wanted(scenario, "w1") == [("g.2.1", False)]
 
 

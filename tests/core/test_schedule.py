@@ -120,6 +120,16 @@ def test_the_free_room_named_is_that_of_the_nearest_worker(scenario: Scenario) -
     assert waiting(scenario, "d").reason == "4 cpu needed, 2 free"
 
 
+def test_the_free_room_named_is_that_of_a_worker_that_could_hold_the_task(scenario: Scenario) -> None:
+    scenario.worker("small", cpu=2)
+    scenario.worker("large", cpu=4)
+    scenario.launch("a", cpu=3)
+    scenario.run("a")
+    scenario.launch("b", cpu=4)
+
+    assert waiting(scenario, "b") == Waiting("4 cpu needed, 1 free", True, 1)
+
+
 def test_a_demand_no_machine_can_meet_says_what_the_largest_has(scenario: Scenario) -> None:
     scenario.worker("w0", cpu=4)
     scenario.worker("w1", cpu=8, memory=4 * GB)

@@ -6,7 +6,7 @@ from fluster.cluster.controller.core.rows import AttemptState, Charge, RequestRo
 from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.ids import WorkerId
 from fluster.cluster.states import Cause, TaskState, WorkerStatus
-from fluster.errors import FailedPrecondition, NotPermitted
+from fluster.errors import AlreadyExists, FailedPrecondition, NotPermitted
 
 
 @pytest.fixture
@@ -239,3 +239,40 @@ def test_a_revoked_token_is_gone_and_revoking_it_again_is_harmless(scenario: Sce
     assert (scenario.state.tokens, scenario.state.joined) == ({}, {})
     assert not scenario.apply(TokenRevoked("t1", "admin"))
     assert "w0" in scenario.state.workers
+
+
+def test_a_used_up_token_lets_nobody_in_but_who_used_it(scenario: Scenario) -> None:
+    token(scenario, uses=1)
+    scenario.worker("w0", joined_by="t1")
+
+    with pytest.raises(NotPermitted, match="used up"):
+        scenario.worker("w1", joined_by="t1")
+    scenario.worker("w0", joined_by="t1")
+    assert "w1" not in scenario.state.workers
+
+
+def test_an_expired_or_unknown_token_lets_nobody_in(scenario: Scenario) -> None:
+    token(scenario, uses=1)
+    scenario.now += 600
+
+    for name in ("t1", "t2"):
+        with pytest.raises(NotPermitted, match="has expired or was revoked"):
+            scenario.worker("w0", joined_by=name)
+
+
+def test_a_token_speaks_for_no_worker_that_is_here_already(scenario: Scenario) -> None:
+    token(scenario, uses=2)
+    scenario.worker("w0", joined_by="t1")
+
+    with pytest.raises(AlreadyExists, match="a worker 'w0' is here already"):
+        scenario.worker("w0", joined_by="t1", credential="e" * 64)
+
+
+def test_a_machines_own_token_lets_its_workers_in_only_while_it_is_wanted(scenario: Scenario) -> None:
+    scenario.allocate("m", "w")
+    scenario.worker("w", allocation="m", joined_by="allocation:m")
+    scenario.worker("w", allocation="m", joined_by="allocation:m", credential="e" * 64)  # its directory was lost
+    scenario.gone("m")
+
+    with pytest.raises(NotPermitted, match="allocation 'm' is not wanted any more"):
+        scenario.worker("w", allocation="m", joined_by="allocation:m")

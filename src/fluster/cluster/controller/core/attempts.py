@@ -79,7 +79,7 @@ def _progress(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str)
         attempt, state=state, observed=True, started_at=started_at, master_port=port, incarnation=incarnation
     )
     fold.put_attempt(changed)
-    if port != attempt.master_port:
+    if port != attempt.master_port and gangs.leads(fold.state, changed):
         gangs.wake(fold, changed)
     if state is not attempt.state:
         task = fold.state.tasks[attempt.job_id][attempt.task]

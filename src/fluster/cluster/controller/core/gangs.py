@@ -22,6 +22,11 @@ def members(state: State, job: JobRow, task: int) -> list[AttemptRow]:
     return [attempt for attempt in found if attempt is not None]
 
 
+def leads(state: State, member: AttemptRow) -> bool:
+    """Whether this is rank 0 of its gang: the others wait for the port it meets them at."""
+    return member.task == state.gang_tasks(state.jobs[member.job_id], member.task)[0]
+
+
 def wake(fold: Fold, member: AttemptRow) -> None:
     """What this member's worker said changes what the others may do."""
     for each in members(fold.state, fold.state.jobs[member.job_id], member.task):
@@ -31,24 +36,40 @@ def wake(fold: Fold, member: AttemptRow) -> None:
 def settle(fold: Fold, ended: AttemptRow) -> None:
     """Decides what the end of one member means: for the others, and once none is left for the gang."""
     job = fold.state.jobs[ended.job_id]
-    gang = members(fold.state, job, ended.task)
-    alive = [member for member in gang if has_process(member)]
-    if alive:
-        if ended.state is AttemptState.EXITED:
-            fold.journal_attempt("TaskExited", ended, "exited with 0; waits for the rest of its gang")
+    alive = _one_alive(fold.state, job, ended.task)
+    if alive is None:
+        _close(fold, job, members(fold.state, job, ended.task))
+    elif ended.state is not AttemptState.EXITED:
+        # Members are told to stop together: what holds for one of them holds for all.
+        if alive.stop_cause is None:
+            _stop(fold, job, ended)
+    else:
+        fold.journal_attempt("TaskExited", ended, "exited with 0; waits for the rest of its gang")
+        if not ended.master_port and leads(fold.state, ended):
             wake(fold, ended)
-        else:
-            _stop(fold, alive, f"task {ended.task} of its gang ended: {ended.cause}")
-    elif all(member.state is AttemptState.EXITED for member in gang):
+
+
+def _one_alive(state: State, job: JobRow, task: int) -> AttemptRow | None:
+    """A member that may have a process. From the back: while a large gang ends in order the first look finds one."""
+    for index in reversed(state.gang_tasks(job, task)):
+        member = state.current(job.job_id, index)
+        if member is not None and has_process(member):
+            return member
+    return None
+
+
+def _stop(fold: Fold, job: JobRow, ended: AttemptRow) -> None:
+    reason = f"task {ended.task} of its gang ended: {ended.cause}"
+    for member in members(fold.state, job, ended.task):
+        if has_process(member):
+            fold.put_attempt(replace(member, stop_cause=Cause.TERMINATED, stop_reason=reason))
+
+
+def _close(fold: Fold, job: JobRow, gang: list[AttemptRow]) -> None:
+    if all(member.state is AttemptState.EXITED for member in gang):
         _succeed(fold, gang)
     else:
         _close_round(fold, job, gang)
-
-
-def _stop(fold: Fold, alive: list[AttemptRow], reason: str) -> None:
-    for member in alive:
-        if member.stop_cause is None:
-            fold.put_attempt(replace(member, stop_cause=Cause.TERMINATED, stop_reason=reason))
 
 
 def _succeed(fold: Fold, gang: list[AttemptRow]) -> None:
@@ -62,7 +83,7 @@ def _succeed(fold: Fold, gang: list[AttemptRow]) -> None:
 def _close_round(fold: Fold, job: JobRow, gang: list[AttemptRow]) -> None:
     """Every member has ended and the gang did not succeed: charge once, then fail or retry."""
     decider = _decider(gang)
-    closed = [_close(member, decider) for member in gang]
+    closed = [_closed(member, decider) for member in gang]
     for member in closed:
         fold.put_attempt(member)
     if job.stop_at is None and (decider is None or not _spent(fold.state, job, decider)):
@@ -89,7 +110,7 @@ def _infrastructure(member: AttemptRow) -> bool:
     return member.charge is Charge.PREEMPTION or member.cause in INFRASTRUCTURE
 
 
-def _close(member: AttemptRow, decider: AttemptRow | None) -> AttemptRow:
+def _closed(member: AttemptRow, decider: AttemptRow | None) -> AttemptRow:
     """The member as its closed round keeps it: charged if it decided; an exit with 0 was in vain."""
     if decider is not None and member.task == decider.task:
         return decider

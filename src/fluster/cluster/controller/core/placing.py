@@ -8,12 +8,16 @@ from operator import attrgetter
 from fluster.cluster.controller.core.capacity import Slot, fits, times
 from fluster.cluster.controller.core.events import Member
 from fluster.cluster.controller.core.hold import Hold, choose
+from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
 from fluster.cluster.controller.core.reasons import Reason, reason, slices_wanted, whole_slices
 from fluster.cluster.controller.core.rows import JobRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
 
 # Ten thousand rows bring as many equal `Resources`; hashing those themselves costs four times as much as this.
 _key = attrgetter("cpu_milli", "memory_bytes", "disk_bytes", "gpu", "slots", "gpu_variant", "tpu_variant")
+
+_MAX_FAILED = 64
+"""Needs known to find no room that a new one is compared with: more would cost more than looking for room."""
 
 
 @dataclass(slots=True)
@@ -23,14 +27,12 @@ class _Search:
     Attributes:
         start: No worker before this one has room.
         full_at: Neither a gang of so many tasks nor a larger one finds room.
-        hopeless_at: Nor would it if nothing else ran.
-        reasons: Why, by number of tasks.
+        reasons: Why, by number of tasks and whether room is held for an older gang.
     """
 
     start: int = 0
     full_at: float = float("inf")
-    hopeless_at: float = float("inf")
-    reasons: dict[int, Reason] = field(default_factory=dict)
+    reasons: dict[tuple[int, bool], Reason] = field(default_factory=dict)
 
 
 class Placing:
@@ -48,7 +50,11 @@ class Placing:
         self._now = now
         self._by_id = {worker.worker_id: _slot(state, worker) for worker in state.ready_workers()}
         self._slots = list(self._by_id.values())
+        self._outline = Outline(self._slots)
         self._searches: dict[tuple[object, int], _Search] = {}
+        self._failed: list[Resources] = []
+        self._least: Resources | None = None
+        self._open = 0
 
     def place(self, job: JobRow, tasks: range) -> tuple[Member, ...] | None:
         """Takes room for the whole gang, or none."""
@@ -62,22 +68,44 @@ class Placing:
             return None
         for slot in found:
             slot.take(job.resources)
+        if count == 1:
+            return (Member(tasks[0], found[0].worker.worker_id),)
         return tuple([Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True)])
 
     def _search(self, job: JobRow) -> _Search:
         key = (_key(job.resources), job.slice_hosts)
         search = self._searches.get(key)
         if search is None:
-            search = self._searches[key] = _Search()
+            search = self._searches[key] = self._new_search(job.resources)
         return search
+
+    def _new_search(self, need: Resources) -> _Search:
+        """What other needs have shown is not looked for again."""
+        if any(asks_no_less(need, failed) for failed in self._failed):
+            return _Search(full_at=1)
+        lower = need if self._least is None else least(need, self._least)
+        if lower != self._least:
+            self._least, self._open = lower, 0
+        return _Search()
+
+    def _skip_full(self, smallest: Resources) -> int:
+        """Where to begin: workers before that have no room for the smallest need there is."""
+        while self._open < len(self._slots) and not fits(smallest, self._slots[self._open].free):
+            self._open += 1
+        return self._open
 
     def _first(self, need: Resources, count: int, search: _Search) -> list[Slot] | None:
         """The first workers that hold so many tasks."""
         workers = self._slots
+        search.start = max(search.start, self._skip_full(self._least or need))
         while search.start < len(workers) and not fits(need, workers[search.start].free):
             search.start += 1
+        if search.start == len(workers):
+            if len(self._failed) < _MAX_FAILED:
+                self._failed.append(need)
+            return None
         if count == 1:
-            return workers[search.start : search.start + 1] or None
+            return [workers[search.start]]
         found: list[Slot] = []
         for index in range(search.start, len(workers)):
             found += [workers[index]] * min(times(need, workers[index].free), count - len(found))
@@ -94,12 +122,10 @@ class Placing:
 
     def hold_back(self, job: JobRow, tasks: range, position: int) -> None:
         """Keeps room for the first gang that waits for it; the others are not waited for yet."""
-        search = self._search(job)
-        if self.hold is not None or len(tasks) >= search.hopeless_at:
+        if self.hold is not None or self._outline.in_all(job.resources) < len(tasks):
             return
         self.hold = choose(self._state, self._by_id, job, tasks, self._now)
         if self.hold is None:
-            search.hopeless_at = len(tasks)  # it could not run here even alone: nobody has to wait for it
             return
         self._holder, self._held_at = job, position
         for worker_id in self.hold.places:
@@ -108,12 +134,14 @@ class Placing:
     def explain(self, job: JobRow, count: int, position: int) -> Reason:
         """Why a gang that was refused waits."""
         reasons = self._search(job).reasons
-        why = reasons.get(count)
+        behind = self._holder is not None and position > self._held_at
+        why = reasons.get((count, behind))
         if why is None:
-            why = reasons[count] = reason(self._state, self._slots, job, count)
-        if self._holder is None or position <= self._held_at or not why.would_fit:
-            return why
-        return replace(why, text=f"{why.text}; behind {self._holder.name} ({self._holder.job_id})")
+            why = reason(self._state, self._outline, job, count)
+            if behind and self._holder is not None and why.would_fit:
+                why = replace(why, text=f"{why.text}; behind {self._holder.name} ({self._holder.job_id})")
+            reasons[count, behind] = why
+        return why
 
 
 def _slot(state: State, worker: WorkerRow) -> Slot:

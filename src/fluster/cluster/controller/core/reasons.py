@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fluster.cluster.controller.core.capacity import Room, Slot, fits, slice_of, times, variant_matches
+from fluster.cluster.controller.core.outline import Outline
 from fluster.cluster.controller.core.rows import AllocationStatus, JobRow, Resources
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.states import WorkerStatus
@@ -20,40 +21,42 @@ class Reason:
     would_fit: bool
 
 
-def reason(state: State, workers: list[Slot], job: JobRow, count: int) -> Reason:
+def reason(state: State, outline: Outline, job: JobRow, count: int) -> Reason:
     """Why a gang of so many tasks was not placed on these workers."""
     need = job.resources
-    if not workers:
+    if not outline.workers:
         return Reason(_no_worker(state), would_fit=False)
-    able = [slot for slot in workers if fits(need, slot.worker.resources)]
+    able = [slot for slot in outline.best if fits(need, slot.worker.resources)]
     if not able:
-        return Reason(_too_large(need, workers), would_fit=False)
+        return Reason(_too_large(need, outline.best), would_fit=False)
     if job.slice_hosts:
-        return _slices(able, job, count)
+        return _slices(outline.workers, job, count)
     if count > 1:
-        return _gang(able, need, count)
+        return _gang(outline, need, count)
     nearest = max((slot.left for slot in able), key=lambda left: _nearness(need, left))
     short = ", ".join(shortage(need, nearest, "free"))
     return Reason(short or f"{describe(need)} needed and there, but held back", would_fit=True)
 
 
-def _gang(able: list[Slot], need: Resources, count: int) -> Reason:
+def _gang(outline: Outline, need: Resources, count: int) -> Reason:
     asked = f"{count} tasks of {describe(need)} at once needed"
-    in_all = sum(times(need, slot.worker.resources) for slot in able)
+    in_all = outline.in_all(need)
     if in_all < count:
         return Reason(f"{asked}, room for {in_all} on all workers together", would_fit=False)
-    now = sum(times(need, slot.left) for slot in able)
+    now = sum(times(need, slot.left) for slot in outline.workers)
     return Reason(f"{asked}, room for {now} now" + (", but held back" if now >= count else ""), would_fit=True)
 
 
-def _slices(able: list[Slot], job: JobRow, count: int) -> Reason:
+def _slices(workers: list[Slot], job: JobRow, count: int) -> Reason:
     wanted = slices_wanted(job, count)
     hosts = "1 host" if job.slice_hosts == 1 else f"{job.slice_hosts} hosts"
     asked = f"{_count(wanted, 'whole slice')} of {job.resources.tpu_variant} ({hosts} each) needed"
+    able = (slot for slot in workers if fits(job.resources, slot.worker.resources))
     in_all = len(whole_slices(able, job.slice_hosts))
     if in_all < wanted:
         return Reason(f"{asked}, {in_all} on all workers together", would_fit=False)
-    now = len(whole_slices((slot for slot in able if fits(job.resources, slot.left)), job.slice_hosts))
+    free = (slot for slot in workers if fits(job.resources, slot.left))
+    now = len(whole_slices(free, job.slice_hosts))
     return Reason(f"{asked}, {now} free" + (", but held back" if now >= wanted else ""), would_fit=True)
 
 

@@ -49,6 +49,8 @@ def intents(state: State, now: float) -> list[AllocationWanted | AllocationUnwan
 def _silent(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
     limit = state.settings.silent_release_s
     found: list[AllocationWanted | AllocationUnwanted] = []
+    if not any(now - seen > limit for seen in state.last_seen.values()):
+        return found  # as in almost every turn
     by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
     for worker in state.workers.values():
         by_allocation[worker.allocation_id].append(worker)

@@ -7,7 +7,6 @@ whatever fits beside that may go ahead, so that a big job is never starved by sm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -19,6 +18,8 @@ from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import TaskState
 
+_Gang = tuple[JobRow, range, float]
+"""A job, the tasks of one of its gangs, and the end of its backoff."""
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
 
@@ -67,17 +68,16 @@ def schedule(state: State, now: float) -> Decision:
     placing = Placing(state, now)
     position = 0
     refused: dict[JobId, tuple[int, int]] = {}
-    for job in queue:
-        for tasks, not_before in _gangs(state, job):
-            if not_before > now:
-                decision.look_again(not_before)
-                decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
-            elif (members := placing.place(job, tasks)) is not None:
-                decision.placed.append(GangPlaced(job.job_id, members))
-            else:
-                position += 1
-                placing.hold_back(job, tasks, position)
-                refused.setdefault(job.job_id, (len(tasks), position))
+    for job, tasks, not_before in queue:
+        if not_before > now:
+            decision.look_again(not_before)
+            decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
+        elif (members := placing.place(job, tasks)) is not None:
+            decision.placed.append(GangPlaced(job.job_id, members))
+        else:
+            position += 1
+            placing.hold_back(job, tasks, position)
+            refused.setdefault(job.job_id, (len(tasks), position))
     # Explained last, so that the numbers are those that this pass leaves behind.
     for job_id, (count, position) in refused.items():
         if job_id not in decision.waiting:
@@ -89,27 +89,26 @@ def schedule(state: State, now: float) -> Decision:
     return decision
 
 
-def _queue(state: State) -> list[JobRow]:
-    """Jobs of which a gang may wait, in the order in which they are looked at."""
-    waiting = [
+def _queue(state: State) -> list[_Gang]:
+    """Gangs that wait, in the order in which they are looked at."""
+    jobs = [
         job
         for job_id, job in state.jobs.items()
         if job.stop_at is None
         and job.outcome is None
         and (not job.gang or state.tasks[job_id][0].state is TaskState.PENDING)
     ]
-    waiting.sort(key=_age)
-    waiting.sort(key=_priority, reverse=True)
-    return waiting
-
-
-def _gangs(state: State, job: JobRow) -> Iterator[tuple[range, float]]:
-    """The job's waiting gangs, each with the end of its backoff."""
-    tasks = state.tasks[job.job_id]
-    for head in state.gang_heads(job):
-        task = tasks[head]
-        if task.state is TaskState.PENDING:
-            yield state.gang_tasks(job, head), task.not_before
+    jobs.sort(key=_age)
+    jobs.sort(key=_priority, reverse=True)
+    found: list[_Gang] = []
+    for job in jobs:
+        tasks = state.tasks[job.job_id]
+        if job.gang:
+            found.append((job, range(job.num_tasks), tasks[0].not_before))
+        else:
+            alone = (task for task in tasks if task.state is TaskState.PENDING)
+            found += [(job, range(task.index, task.index + 1), task.not_before) for task in alone]
+    return found
 
 
 def _backoff(seconds: float) -> Waiting:

@@ -1,0 +1,143 @@
+"""The scheduler decides what one would who looks at every worker for every gang: its shortcuts change nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tests.core.scenario import GB, Scenario
+
+from fluster.cluster.controller.core.capacity import Slot, fits, slice_of
+from fluster.cluster.controller.core.events import GangPlaced, Member
+from fluster.cluster.controller.core.hold import Hold, choose
+from fluster.cluster.controller.core.outline import asks_no_less, least
+from fluster.cluster.controller.core.rows import JobRow, Resources
+from fluster.cluster.controller.core.schedule import schedule
+from fluster.cluster.controller.core.state import State
+from fluster.cluster.ids import WorkerId
+from fluster.cluster.states import TaskState
+
+
+def plainly(state: State, now: float) -> tuple[list[GangPlaced], Hold | None]:
+    """What `schedule` places and holds."""
+    slots = {}
+    for worker in state.ready_workers():
+        left = state.room(worker)
+        slots[worker.worker_id] = Slot(worker, left, left)
+    placed, hold = [], None
+    for job in sorted(state.jobs.values(), key=lambda job: (-job.priority, job.submitted_at, job.job_id)):
+        for head in state.gang_heads(job):
+            task = state.tasks[job.job_id][head]
+            if job.stop_at is not None or task.state is not TaskState.PENDING or task.not_before > now:
+                continue
+            tasks = state.gang_tasks(job, head)
+            found = whole_slices(list(slots.values()), job) if job.slice_hosts else one_by_one(slots, job, len(tasks))
+            if len(found) == len(tasks):
+                for slot in found:
+                    slot.take(job.resources)
+                members = (Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True))
+                placed.append(GangPlaced(job.job_id, tuple(members)))
+            elif hold is None:
+                hold = choose(state, slots, job, tasks, now)
+                for worker_id in hold.places if hold else ():
+                    slots[worker_id].hold_back(job.resources)
+    return placed, hold
+
+
+def one_by_one(slots: dict[WorkerId, Slot], job: JobRow, count: int) -> list[Slot]:
+    """The first workers that have room for one task more, each as often as it has."""
+    found: list[Slot] = []
+    for slot in slots.values():
+        free = slot.free.copy()
+        while len(found) < count and fits(job.resources, free):
+            free.take(job.resources)
+            found.append(slot)
+    return found
+
+
+def whole_slices(slots: list[Slot], job: JobRow) -> list[Slot]:
+    found: list[Slot] = []
+    for name in dict.fromkeys(slice_of(slot.worker) for slot in slots):
+        hosts = [slot for slot in slots if slice_of(slot.worker) == name and fits(job.resources, slot.free)]
+        if len(hosts) == job.slice_hosts and len(found) < job.num_tasks:
+            found += hosts
+    return found
+
+
+def somewhere(scenario: Scenario, chance: random.Random) -> None:
+    """Workers of several kinds."""
+    for index in range(chance.randint(1, 8)):
+        gpu = chance.choice([0, 0, 2])
+        scenario.worker(
+            f"w{index}",
+            cpu=chance.randint(1, 6),
+            memory=chance.randint(2, 12) * GB,
+            gpu=gpu,
+            gpu_variant=chance.choice(["A100", "H100"]) if gpu else "",
+            slots=chance.choice([2, 10]),
+        )
+    for index in range(chance.randint(0, 2)):
+        scenario.machine(f"s{index}", f"t{index}a", f"t{index}b", tpu_variant="v5litepod-8")
+
+
+def something(scenario: Scenario, chance: random.Random, name: str) -> None:
+    """A job of any shape."""
+    if chance.random() < 0.15:
+        slices = chance.randint(1, 2)
+        scenario.launch(name, tasks=2 * slices, tpu_variant="v5litepod-8", slice_hosts=2)
+        return
+    scenario.launch(
+        name,
+        tasks=chance.choice([1, 1, 1, 2, 3, 5]),
+        gang=chance.random() < 0.8,
+        cpu=chance.choice([0.5, 1, 2, 4, 7]),
+        memory=chance.randint(1, 8) * GB,
+        gpu=chance.choice([0, 0, 0, 1, 2]),
+        gpu_variant=chance.choice(["auto", "A100", "h100"]),
+        priority=chance.randrange(3),
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_shortcuts_change_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    scenario = Scenario()
+    somewhere(scenario, chance)
+    for round_ in range(6):
+        for index in range(chance.randint(1, 12)):
+            something(scenario, chance, f"j{round_}-{index}")
+            scenario.now += chance.choice([0, 1])
+        decision = schedule(scenario.state, scenario.now)
+        assert (decision.placed, decision.hold) == plainly(scenario.state, scenario.now)
+        scenario.turn()
+        running = [attempt for attempt in scenario.state.attempts.values() if attempt.state == "assigned"]
+        for attempt in chance.sample(running, k=len(running) // 2):
+            if attempt.job_id in scenario.state.jobs:
+                scenario.exit(attempt.job_id, attempt.task)
+        scenario.now += chance.choice([1, 20, 40])
+
+
+def any_resources(chance: random.Random) -> Resources:
+    gpu = chance.choice([0, 0, 1, 2])
+    return Resources(
+        chance.randint(1, 4),
+        chance.randint(0, 3),
+        chance.randint(0, 2),
+        gpu,
+        chance.randint(1, 2),
+        chance.choice(["", "auto", "A100", "H100"]) if gpu else "",
+        chance.choice(["", "", "v4-8", "v5p-8"]),
+    )
+
+
+def test_what_one_need_has_shown_holds_for_every_need_that_asks_no_less() -> None:
+    chance = random.Random(0)
+    compared = 0
+    for _ in range(20_000):
+        need, other, have = (any_resources(chance) for _ in range(3))
+        if asks_no_less(need, other):
+            compared += 1
+            assert fits(other, have) or not fits(need, have)
+        if fits(need, have) or fits(other, have):
+            assert fits(least(need, other), have)
+    assert compared > 200
