@@ -22,6 +22,8 @@ from tests.e2e import programs
 
 from fluster import Cluster, Entrypoint, JobRequest, LocalCluster, ResourceConfig, RetryPolicy
 from fluster.cluster.attempt import proc
+from fluster.cluster.backend.local import stop_local_workers
+from fluster.cluster.context import read_token_file
 from fluster.cluster.ids import JobId
 from fluster.cluster.worker import files
 from fluster.cluster.worker.remains import RunningRecord, read_running
@@ -135,6 +137,74 @@ class Creator:
             return False
 
 
+class Server:
+    """`fluster controller serve` on a state directory, until it is told to end or killed; can be started again.
+
+    Args:
+        state_dir: Its own; what it writes to stderr goes there too.
+        options: Further words of its command line.
+    """
+
+    def __init__(self, state_dir: Path, *options: str) -> None:
+        self.state_dir = state_dir
+        self._options = options
+        self._port = 0
+        self._process: subprocess.Popen[str] | None = None
+        self.address = ""
+        self.epoch = 0
+
+    def start(self, *options: str) -> Self:
+        """Serves, on the port it had before."""
+        words = ["controller", "serve", "--state-dir", str(self.state_dir), "--port", str(self._port)]
+        self.state_dir.mkdir(exist_ok=True)
+        with (self.state_dir / "stderr").open("a") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fluster", *words, *self._options, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        assert self._process.stdout is not None
+        line = in_thread(self._process.stdout.readline).result(WITHIN_S)
+        if not line:
+            pytest.fail((self.state_dir / "stderr").read_text())
+        announced = json.loads(line)
+        self.address, self.epoch = announced["address"], announced["epoch"]
+        self._port = int(self.address.rpartition(":")[2])
+        return self
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """The controller's."""
+        assert self._process is not None
+        return self._process
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        code = self.process.wait(WITHIN_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def client(self) -> Cluster:
+        """One of the administrator's."""
+        return Cluster(self.address, token=read_token_file(self.state_dir / "admin.token"))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.end()
+        stop_local_workers(self.state_dir, patience_s=0.0)
+
+
 def controller(cluster: LocalCluster) -> Process:
     """The controller that runs now, once it serves."""
 
@@ -154,15 +224,20 @@ def holder_of(state_dir: Path) -> int | None:
         return None
 
 
-def worker(cluster: LocalCluster, index: int = 0) -> Process:
-    """The daemon that runs now, once it does."""
+def worker(cluster: LocalCluster) -> Process:
+    """The daemon of its first worker that runs now, once it does."""
+    return worker_of(cluster._state_dir)
+
+
+def worker_of(state_dir: Path) -> Process:
+    """The same, by the controller's state directory."""
 
     def found() -> Process | None:
-        service = files.ServiceFile.read(cluster._state_dir / f"workers/local-{index}")
+        service = files.ServiceFile.read(state_dir / "workers/local-0")
         process = Process.of(service.pid) if service is not None else None
         return process if process is not None and process.runs else None
 
-    return wait_until(found, f"worker {index} runs")
+    return wait_until(found, "the worker runs")
 
 
 def zygote(cluster: LocalCluster) -> Process:

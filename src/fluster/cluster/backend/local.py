@@ -34,7 +34,7 @@ from fluster.rpc.gen.fluster.cluster.v1.worker_pb import (
 _log = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
-_WORKERS, _ALLOCATION, _JOIN_TOKEN = "workers", "allocation.json", "join.token"
+_WORKERS, _ALLOCATION, _JOIN_TOKEN, _CONTROLLER = "workers", "allocation.json", "join.token", "controller.url"
 _ONLY_ONE = AllocationId("local")
 _LOOK_S = 0.02
 # From SIGTERM on a worker has its attempts' grace and some time of its own.
@@ -187,6 +187,10 @@ class LocalBackend:
         while not (files.is_released(directory) or files.has_left(directory)):
             try:
                 pid = processes.holder(directory)
+                if pid is not None and self._obeys_another(directory):
+                    _log.info("the worker of %s is started again: its controller has another address now", vm_id)
+                    await processes.stop(pid, _END_GRACE_S)
+                    pid = None
                 if pid is None:
                     command = self._command(vm_id, directory, allocation)
                     pid = processes.start(command, directory, lifeline_fd=self._lifeline_fd)
@@ -203,6 +207,13 @@ class LocalBackend:
             await asyncio.to_thread(delete, directory)
             self._found().pop(vm_id, None)
 
+    def _obeys_another(self, directory: Path) -> bool:
+        """Whether the worker that runs was told to join a controller at another address."""
+        try:
+            return (directory / _CONTROLLER).read_text() != self._controller_url
+        except FileNotFoundError:
+            return False
+
     def _command(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> list[str]:
         command = [self._python, "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
         command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
@@ -211,6 +222,7 @@ class LocalBackend:
         if self._controller_url is not None:
             command += ["--controller", self._controller_url, "--allocation-id", vm_id]
             command += ["--exit-when-idle", str(self._lease_s)]
+            write_atomically(directory / _CONTROLLER, self._controller_url.encode())
             if self._join_token is not None:
                 token_file = directory / _JOIN_TOKEN
                 write_atomically(token_file, self._join_token(AllocationId(vm_id)).encode())

@@ -71,6 +71,17 @@ async def wait_gone(pid: int) -> None:
             os.close(descriptor)
 
 
+async def stop(pid: int, grace_s: float) -> None:
+    """Ends a daemon and leaves what it runs alone; returns when it is gone."""
+    _signal(pid, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(grace_s):
+            await wait_gone(pid)
+    except TimeoutError:
+        _signal(pid, signal.SIGKILL)
+        await wait_gone(pid)
+
+
 def end_worker(state_dir: Path, python: str, *, patience_s: float, grace_s: float) -> None:
     """Ends a worker with everything it runs. Blocks.
 
