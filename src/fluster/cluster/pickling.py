@@ -7,7 +7,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +29,8 @@ def dump_call(
 ) -> bytes:
     """The call as bytes that a job's process loads as ``(fn, args, kwargs)``.
 
-    Functions and classes of `__main__` and of notebooks always go by value.
+    Functions and classes of `__main__` and of notebooks always go by value, also those of the copy of `__main__` that
+    multiprocessing has loaded in a child.
 
     Args:
         fn: What to call.
@@ -40,7 +41,7 @@ def dump_call(
     Raises:
         TypeError: Something cannot be pickled; the message names it and the way to it.
     """
-    with _project_modules_by_value() if project_by_value else nullcontext():
+    with _modules_by_value(project=project_by_value):
         try:
             pickled: bytes = cloudpickle.dumps((fn, tuple(args), dict(kwargs)))
         except Exception as error:
@@ -95,11 +96,18 @@ def _loaded(pickled: bytes) -> Exception | None:
 
 
 @contextmanager
-def _project_modules_by_value() -> Iterator[None]:
+def _modules_by_value(*, project: bool) -> Iterator[None]:
+    main_copy = sys.modules.get("__mp_main__")
+    if not project and main_copy is None:
+        yield
+        return
     with _by_value_locks.setdefault(os.getpid(), threading.Lock()):
         before = cloudpickle.list_registry_pickle_by_value()
-        chosen = [module for module in list(sys.modules.values()) if _of_project(module)]
-        chosen = [module for module in chosen if module.__name__ not in before]
+        # By name: that copy is in `sys.modules` twice.
+        found = {module.__name__: module for module in list(sys.modules.values()) if project and _of_project(module)}
+        if main_copy is not None and main_copy.__name__ == "__mp_main__":
+            found["__mp_main__"] = main_copy
+        chosen = [module for name, module in found.items() if name not in before]
         registered: list[ModuleType] = []
         try:
             for module in chosen:

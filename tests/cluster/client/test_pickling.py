@@ -186,6 +186,24 @@ def test_dumping_leaves_the_settings_of_cloudpickle_as_they_were(project: Module
         cloudpickle.unregister_pickle_by_value(project)
 
 
+@pytest.mark.parametrize("project_by_value", [True, False])
+def test_functions_of_main_travel_from_children_of_multiprocessing_too(tmp_path: Path, project_by_value: bool) -> None:
+    (tmp_path / "program.py").write_text(
+        "import multiprocessing, sys\n"
+        "from fluster.cluster.pickling import dump_call\n"
+        "def double(x):\n    return 2 * x\n"
+        f"def dump():\n    return dump_call(double, (21,), {{}}, project_by_value={project_by_value})\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        sys.stdout.buffer.write(pool.apply(dump))\n"
+    )
+    pickled = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, check=True, timeout=30
+    ).stdout
+    program = "import sys, pickle\nfn, args, _ = pickle.loads(sys.stdin.buffer.read())\nprint(fn(*args))"
+    assert elsewhere(program, pickled) == b"42\n"
+
+
 def test_installed_modules_are_not_the_projects(project: ModuleType) -> None:
     assert project.__file__ is not None
     assert not is_installed(project.__file__)

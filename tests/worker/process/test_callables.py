@@ -1,5 +1,6 @@
 """A function runs in its attempt's process as if it were a program of its own."""
 
+import functools
 import os
 import signal
 import sys
@@ -350,6 +351,35 @@ async def test_multiprocessing_works(lab: Any, method: str) -> None:
         ended = await it.run(work, method)
         assert ended.record.exit_code == 0, ended.stderr
         assert ended.value == [-1, -2, -3]
+
+
+PROGRAM = """
+def double(x):
+    return 2 * x
+
+def work():
+    import multiprocessing
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(double, [1, 2, 3])
+
+class Work:
+    def __init__(self):
+        self.doubled = work()
+"""
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    ["work", "functools.partial(work)", "lambda: work()", "lambda: Work().doubled"],
+    ids=["function", "partial", "lambda", "class"],
+)
+async def test_functions_of_the_submitters_main_are_found_by_name_in_children(lab: Any, entrypoint: str) -> None:
+    program: dict[str, Any] = {"__name__": "__main__", "functools": functools}
+    exec(PROGRAM, program)
+    async with lab() as it:
+        ended = await it.run(eval(entrypoint, program))
+    assert ended.record.exit_code == 0, ended.stderr
+    assert ended.value == [2, 4, 6]
 
 
 async def test_subclasses_of_main_survive_the_round_trip(lab: Any) -> None:

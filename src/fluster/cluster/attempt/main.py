@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -80,7 +81,24 @@ def _call(directory: Path) -> object:
     except Exception as error:
         error.add_note("The entrypoint could not be loaded; what it imports must be installed where the job runs.")
         raise
+    _fill_main(function)
     return function(*arguments, **keywords)
+
+
+def _fill_main(function: object) -> None:
+    """Gives `__main__` what came of the submitter's: multiprocessing pickles functions and classes by their name."""
+    main = sys.modules["__main__"].__dict__
+    if isinstance(function, type) and function.__module__ == "__main__":
+        main.setdefault(function.__name__, function)
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    globals_ = getattr(function, "__globals__", None)
+    if not isinstance(globals_, dict) or globals_.get("__name__") != "__main__":
+        return
+    for name, value in {getattr(function, "__name__", ""): function, **globals_}.items():
+        if name.isidentifier():
+            main.setdefault(name, value)
 
 
 def _exit(directory: Path, code: str | int | None) -> str | int | None:
