@@ -133,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray-python", help="an interpreter with ray[default] installed")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of the one-by-one row")
+    parser.add_argument("--many", type=int, default=1000, help="jobs of the largest row")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     figures: dict[str, float] = {"a synced commit": synced_commit_s()}
@@ -143,7 +144,8 @@ def main() -> None:
         times = one_by_one_s(cluster, options.jobs)
         figures["trivial job, launch to result (median)"] = statistics.median(times)
         figures["trivial job, launch to result (90th percentile)"] = statistics.quantiles(times, n=10)[-1]
-        figures["100 trivial jobs"] = all_at_once_s(cluster, 100)
+        for count in (100, options.many):
+            figures[f"{count:,} trivial jobs"] = all_at_once_s(cluster, count)
         figures["SIGKILL to FAILED at a waiting client"] = kill_to_failed_s(cluster)
     if options.ray_python is not None:
         ray = ray_job_s(options.ray_python, 5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import gc
 import json
 import logging
 import os
@@ -109,6 +111,7 @@ async def _serve(options: ServeOptions) -> int:
             await asyncio.to_thread(stop_local_workers, options.state_dir)
 
     async with ControllerDaemon(_config(options), _backend(options), at_end=end_workers) as running:
+        gc.freeze()  # what was loaded stays: collecting it again and again is a tenth of a large turn
         print(_announcement(running), flush=True)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((stopping, running.failed), return_when=asyncio.FIRST_COMPLETED)
