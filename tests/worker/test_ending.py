@@ -39,6 +39,14 @@ def test_an_exit_code_is_named_with_the_last_lines() -> None:
     assert end.error_message == "exited with code 3\nlast lines of stderr:\noh no"
 
 
+def test_what_a_shim_stopped_at_the_end_of_the_lease_is_lost_and_not_stopped_on_request() -> None:
+    ended = replace(KILLED, signal=15, stop_requested=True, lease_ended=True)
+    end = report(ended)
+    assert (end.cause, end.stop_requested) == (Cause.WORKER_LOST, False)
+    assert "lost contact with its controller for a whole lease" in end.error_message
+    assert report(ended, stop_reason=StopReason.REQUESTED).cause is Cause.TERMINATED
+
+
 def test_a_signal_is_named_and_counts_from_128() -> None:
     end = report(replace(CLEAN, exit_code=None, signal=11))
     assert (end.exit_code, end.cause, end.error_message) == (139, Cause.SIGNAL, "killed by SIGSEGV")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fluster.cluster.attempt.lease import LeaseFile
 from fluster.cluster.tokens import TokenKind, parse_token, secret_sha256
-from fluster.cluster.worker.state import WorkerState, steady_clock
+from fluster.cluster.worker.state import WorkerState, lease_clock, steady_clock
 from fluster.errors import AlreadyExists
 
 
@@ -66,7 +67,18 @@ def test_a_lease_means_nothing_after_the_machine_restarted_but_the_epoch_does(tm
         assert (state.contact.epoch, state.contact.lease_until) == (7, 0.0)
 
 
+def test_the_end_of_the_lease_is_told_exactly_to_those_who_outlive_the_daemon(tmp_path: Path) -> None:
+    clock = lease_clock(same_machine=True)
+    with closing(WorkerState(tmp_path)) as state:
+        state.tell_lease(clock)
+        for moment in range(3):
+            state.obey(7, 300.0, steady_clock(clock)() + 100.0 + moment)
+    left_s = LeaseFile(tmp_path / "lease").left_s()
+    assert left_s is not None
+    assert 101.0 < left_s <= 102.0
+
+
 def test_clocks_do_not_run_backwards() -> None:
     for same_machine in (True, False):
-        clock = steady_clock(same_machine=same_machine)
+        clock = steady_clock(lease_clock(same_machine=same_machine))
         assert clock() <= clock()

@@ -62,6 +62,7 @@ def exit_fields(
     peak_memory_bytes: int,
     started_at: float | None,
     finished_at: float,
+    lease_ended: bool,
 ) -> dict[str, Any]:
     """The fields of an `ExitRecord`."""
     exited = os.WIFEXITED(status)
@@ -78,6 +79,7 @@ def exit_fields(
         "peak_memory_bytes": peak_memory_bytes,
         "started_at": started_at,
         "finished_at": finished_at,
+        "lease_ended": lease_ended,
     }
 
 

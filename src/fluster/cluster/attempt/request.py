@@ -29,7 +29,8 @@ class StartRequest:
         import_path: First on `sys.path` of a callable.
         bounds: Cpu, memory and processes.
         time_s: Longest time from the start.
-        grace_s: Between SIGTERM and SIGKILL when that time is over.
+        grace_s: Between SIGTERM and SIGKILL when that time, or the lease, is over.
+        lease: File that says until when the worker's attempts may run; `None`: for as long as they like.
     """
 
     number: int
@@ -43,6 +44,7 @@ class StartRequest:
     bounds: Bounds
     time_s: float | None
     grace_s: float
+    lease: Path | None = None
 
     def to_frame(self) -> bytes:
         """The request as it goes down the pipe."""
@@ -61,6 +63,7 @@ class StartRequest:
         fields["argv"] = tuple(fields["argv"]) if fields["argv"] is not None else None
         fields["import_path"] = tuple(fields["import_path"])
         fields["bounds"] = Bounds(*fields["bounds"])
+        fields["lease"] = Path(fields["lease"]) if fields["lease"] is not None else None
         return cls(**fields)
 
 

@@ -14,12 +14,16 @@ from typing import Any
 from fluster.cluster.attempt import files, proc, record
 from fluster.cluster.attempt.cgroup import AttemptCgroup
 from fluster.cluster.attempt.launch import COMMAND_NOT_EXECUTABLE, GO, StartError
+from fluster.cluster.attempt.lease import LeaseFile
 from fluster.cluster.attempt.replies import Replies
 from fluster.cluster.attempt.request import StartRequest, hierarchies_to_json
 from fluster.cluster.attempt.tree import Tree
 
 SAMPLE_EVERY_S = 0.2
 _PAUSE_MS = 20
+_DAEMON_FIRST_S = 0.5
+"""At the end of the lease the worker's daemon stops its attempts, and knows why; it may be dead or frozen."""
+_LEASE_UNKNOWN_S = 10.0
 _NEVER = float("inf")
 
 
@@ -66,9 +70,10 @@ class Watch:
         self._running: dict[str, Any] = {}
         self._start_noted = False
         self._started_at: float | None = None
-        self._time_over = self._next_sample = self._kill_at = _NEVER
+        self._lease = LeaseFile(request.lease) if request.lease is not None else None
+        self._time_over = self._next_sample = self._next_lease = self._kill_at = _NEVER
         self._start_error: StartError | None = None
-        self._stop_requested = self._timed_out = self._memory_exceeded = self._deserted = False
+        self._stop_requested = self._timed_out = self._memory_exceeded = self._deserted = self._lease_ended = False
         self._peak_bytes = 0
 
     def run(self) -> None:
@@ -97,6 +102,8 @@ class Watch:
             self._time_over = now + self._request.time_s
         if self._samples:
             self._next_sample = now + SAMPLE_EVERY_S
+        if self._lease is not None:
+            self._next_lease = now
         hierarchies = hierarchies_to_json(self._cgroup.hierarchies)
         self._running = record.running_fields(self._fork.pid, self._started_at, hierarchies)
         files.write_json(self._request.directory / files.RUNNING, self._running)
@@ -114,13 +121,15 @@ class Watch:
         return self._ended and (self._kill_at == _NEVER or not (alive or self._cgroup.pids()))
 
     def _turn(self) -> None:
-        until = min(self._time_over, self._next_sample, self._kill_at)
+        until = min(self._time_over, self._next_sample, self._next_lease, self._kill_at)
         timeout = None if until == _NEVER else max(0.0, until - time.monotonic()) * 1000 + 1
         for descriptor, _ in self._poll.poll(timeout):
             self._heed(descriptor)
         self._check_time()
         if time.monotonic() >= self._next_sample:
             self._sample()
+        if self._lease is not None and time.monotonic() >= self._next_lease:
+            self._check_lease(self._lease)
 
     def _heed(self, descriptor: int) -> None:
         if descriptor == self._wake:
@@ -155,6 +164,19 @@ class Watch:
         if time.monotonic() >= self._time_over:
             self._time_over = _NEVER
             self._timed_out = not self._ended
+            self._end_within(self._request.grace_s)
+
+    def _check_lease(self, lease: LeaseFile) -> None:
+        """Without a lease others may be given the work, so that it must not go on here."""
+        left_s = lease.left_s()
+        if left_s is None:
+            self._next_lease = time.monotonic() + _LEASE_UNKNOWN_S
+        elif left_s > -_DAEMON_FIRST_S:
+            self._next_lease = time.monotonic() + left_s + _DAEMON_FIRST_S
+        else:
+            self._next_lease = _NEVER
+            self._lease_ended = not self._stop_requested
+            self._stop_requested |= not self._ended
             self._end_within(self._request.grace_s)
 
     def _end_within(self, grace_s: float) -> None:
@@ -197,6 +219,7 @@ class Watch:
                 peak_memory_bytes=peak,
                 started_at=self._started_at,
                 finished_at=time.time(),
+                lease_ended=self._lease_ended,
             )
         )
         self._replies.answer(self._request.number, {"ended": True})

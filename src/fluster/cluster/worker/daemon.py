@@ -8,6 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from fluster.cluster.attempt import lease
 from fluster.cluster.worker import network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.ending import StopReason
@@ -102,4 +103,10 @@ async def _end(state_dir: Path) -> None:
 def _runtime(config: WorkerConfig) -> ProcessRuntime:
     # The same for a restarted worker: its attempts' control groups bear it.
     name = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
-    return ProcessRuntime(name, python=config.python, cpu_quota=config.cpu_quota, lifeline_fd=config.lifeline_fd)
+    return ProcessRuntime(
+        name,
+        python=config.python,
+        cpu_quota=config.cpu_quota,
+        lifeline_fd=config.lifeline_fd,
+        lease=None if config.controller is None else config.state_dir / lease.NAME,
+    )

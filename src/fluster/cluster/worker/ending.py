@@ -63,6 +63,8 @@ def report_end(
             error_message=_message("the machine restarted under it, or what watched over its process was killed", said),
             finished_at=now,
         )
+    if record.lease_ended and stop_reason is None:
+        stop_reason = StopReason.LEASE_ENDED
     # Told to stop by this worker's own doing is not "told to stop": the controller has another word for each of these.
     own_doing = stop_reason not in (None, StopReason.REQUESTED)
     cause, headline = _cause(record, limits, stop_reason, stop_detail, thrown)

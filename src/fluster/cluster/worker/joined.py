@@ -13,7 +13,7 @@ from fluster.cluster.worker.logs import LogShipper
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.parts import OwnApi, Parts
 from fluster.cluster.worker.ship import ToController
-from fluster.cluster.worker.state import steady_clock
+from fluster.cluster.worker.state import lease_clock, steady_clock
 from fluster.cluster.worker.sync import Sync
 from fluster.cluster.worker.variables import Surroundings
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import RegisterWorkerRequest
@@ -36,12 +36,14 @@ async def serve_joined(parts: Parts, controller: str) -> None:
     parts.stack.callback(link.close)
     advertise_host = config.advertise_host or network.address_towards(controller)
     port = config.port or network.free_port(config.host)
+    clock = lease_clock(same_machine=network.is_loopback(advertise_host))
+    state.tell_lease(clock)
     sync = Sync(
         link,
         state,
         _about(parts, network.joined(config.host, port), advertise_host),
         join_token=lambda: read_token_file(config.token_file) if config.token_file is not None else None,
-        clock=steady_clock(same_machine=network.is_loopback(advertise_host)),
+        clock=steady_clock(clock),
         idle_exit_s=config.exit_when_idle_s,
     )
     shipper = LogShipper(link.push_logs)

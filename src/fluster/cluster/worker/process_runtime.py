@@ -60,6 +60,7 @@ class ProcessRuntime:
         cpu_quota: Attempts get no more than their cpu, even when cores are idle.
         lifeline_fd: Once it reads end of file, attempts, shims and zygotes end at once.
         time_limit_grace_s: Between SIGTERM and SIGKILL when an attempt's time is over.
+        lease: File that says until when attempts may run; `None`: for as long as they like.
         subreaper: Makes this process the parent of what its zygotes leave behind when they die.
     """
 
@@ -72,6 +73,7 @@ class ProcessRuntime:
         cpu_quota: bool = False,
         lifeline_fd: int | None = None,
         time_limit_grace_s: float = TIME_LIMIT_GRACE_S,
+        lease: Path | None = None,
         subreaper: bool = True,
     ) -> None:
         self._python = python or sys.executable
@@ -79,6 +81,7 @@ class ProcessRuntime:
         self._cpu_quota = cpu_quota
         self._lifeline_fd = lifeline_fd
         self._time_limit_grace_s = time_limit_grace_s
+        self._lease = lease
         self._zygote: Zygote | None = None
         self._warming = asyncio.Lock()
         self._requests = 0
@@ -255,6 +258,7 @@ class ProcessRuntime:
             bounds=Bounds(limits.cpu, self._cpu_quota, limits.memory_bytes, limits.pids),
             time_s=limits.time_s,
             grace_s=self._time_limit_grace_s,
+            lease=self._lease,
         )
 
     def _interpreter(self, start: AttemptStart) -> tuple[str, ...] | None:

@@ -59,6 +59,7 @@ class ExitRecord:
         fluster_fault: Nothing ran and the user could not have prevented it.
         peak_memory_bytes: Highest memory of the whole tree; 0 where unknown.
         started_at, finished_at: Unix seconds.
+        lease_ended: It was stopped because its worker's lease had run out and no daemon was there to see to it.
     """
 
     exit_code: int | None
@@ -71,6 +72,7 @@ class ExitRecord:
     peak_memory_bytes: int
     started_at: float | None
     finished_at: float
+    lease_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

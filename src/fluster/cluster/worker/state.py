@@ -15,6 +15,8 @@ from typing import Any
 
 from fluster.cluster.attempt import proc
 from fluster.cluster.attempt.files import write_atomically
+from fluster.cluster.attempt.lease import NAME as LEASE
+from fluster.cluster.attempt.lease import LeaseFile
 from fluster.cluster.ids import WorkerId
 from fluster.cluster.tokens import new_secret, secret_sha256, worker_token
 from fluster.errors import AlreadyExists
@@ -84,6 +86,7 @@ class WorkerState:
         try:
             self.identity = self._load_identity(worker_id)
             self.contact = self._load_contact()
+            self._lease: LeaseFile | None = None
         except BaseException:
             os.close(self._lock)
             raise
@@ -100,8 +103,15 @@ class WorkerState:
             except OSError as error:
                 _log.warning("cannot note that this worker is registered: %s", error)
 
+    def tell_lease(self, clock: int) -> None:
+        """From now on the end of the lease, on this clock, is also told to those who outlive the daemon."""
+        self._lease = LeaseFile(self.path / LEASE)
+        self._lease.create(clock)
+
     def obey(self, epoch: int, lease_s: float, lease_until: float) -> None:
-        """Notes an answer before it is obeyed; a new epoch at once, the lease now and then."""
+        """Notes an answer before it is obeyed; a new epoch at once, the lease for a later daemon now and then."""
+        if self._lease is not None:
+            self._lease.renew(lease_until)
         last = self.contact
         if epoch == last.epoch and lease_s == last.lease_s and lease_until - last.lease_until < lease_s / 10:
             return
@@ -136,14 +146,19 @@ class WorkerState:
         return contact
 
 
-def steady_clock(*, same_machine: bool) -> Clock:
-    """A clock for leases, the same for all daemons of one boot.
+def lease_clock(*, same_machine: bool) -> int:
+    """The clock for leases, the same for all daemons of one boot.
 
     Time that the machine sleeps counts, for a controller elsewhere does not sleep with it.
     """
     if same_machine or not hasattr(time, "CLOCK_BOOTTIME"):
-        return time.monotonic
-    return lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.CLOCK_MONOTONIC
+    return time.CLOCK_BOOTTIME
+
+
+def steady_clock(clock: int) -> Clock:
+    """Reads that clock."""
+    return lambda: time.clock_gettime(clock)
 
 
 def _lock(path: Path) -> int:
