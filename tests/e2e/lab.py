@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -87,15 +89,17 @@ class Creator:
 
     Args:
         script: Its source; `say(...)` prints an object for `heard`.
-        directory: Where it stands and keeps temporary files.
+        directory: Where it stands.
+
+    Attributes:
+        temporary: Where it keeps temporary files.
     """
 
     def __init__(self, script: str, directory: Path, *, python: str = sys.executable, **environ: str) -> None:
         self._tag = f"LAB_TAG={secrets.token_hex(8)}"
         name, _, value = self._tag.partition("=")
-        temporary = directory / "tmp"
-        temporary.mkdir(parents=True, exist_ok=True)
-        self.temporary = temporary
+        # A path of its own, because addresses of Unix sockets must be short.
+        self.temporary = Path(tempfile.mkdtemp(prefix="lab-"))
         prelude = "import json, os, signal, sys, time\ndef say(it): print(json.dumps(it), flush=True)\n"
         self.process = subprocess.Popen(
             [python, "-c", prelude + script],
@@ -103,7 +107,7 @@ class Creator:
             stdout=subprocess.PIPE,
             text=True,
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": _PATH, name: value, "TMPDIR": str(temporary), **environ},
+            env={**os.environ, "PYTHONPATH": _PATH, name: value, "TMPDIR": str(self.temporary), **environ},
             start_new_session=True,
         )
 
@@ -119,6 +123,7 @@ class Creator:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+        shutil.rmtree(self.temporary)
 
     def heard(self) -> Any:
         """The next thing it says."""
