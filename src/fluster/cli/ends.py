@@ -70,7 +70,8 @@ def stop(job: str, cluster: str | None) -> int:
         try:
             info = client.wait(info.job_id, timeout=_STOP_S)
         except TimeoutError:
-            say(f"job {info.job_id} is told to stop but has not ended after {format_duration(_STOP_S)}")
+            why = "; ".join(client.why(info.job_id).reasons[1:2])
+            say(f"job {info.job_id} is told to stop but has not ended after {format_duration(_STOP_S)}\n{why}")
             return ExitCode.TIMED_OUT
     print_talk(describe_end(info))
     return ExitCode.OK

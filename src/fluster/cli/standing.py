@@ -97,7 +97,7 @@ class Standing:
         command += ["--state-dir", str(self.directory), "--port", str(port)]
         # Its own until it serves: two at a time must not take each other's.
         announced = self._announced.with_suffix(f".{os.getpid()}")
-        with announced.open("wb") as out, self.log.open("ab") as log:
+        with announced.open("wb") as out, open(self.log, "ab", opener=_privately) as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -164,3 +164,7 @@ def short(path: Path) -> str:
     """A path for people, with `~` for their home."""
     home = os.path.expanduser("~")
     return f"~{str(path)[len(home) :]}" if str(path).startswith(f"{home}/") else str(path)
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

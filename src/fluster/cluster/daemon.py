@@ -124,7 +124,7 @@ class ControllerProcess:
         if not (self._state_dir / "workers").exists():
             return
         command = [*self._command, "end", "--state-dir", str(self._state_dir)]
-        with self._log.open("ab") as log:
+        with open(self._log, "ab", opener=_privately) as log:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
 
     def _start(self, extra: Sequence[str]) -> None:
@@ -145,7 +145,7 @@ class ControllerProcess:
 
     def _spawn(self, extra: Sequence[str]) -> subprocess.Popen[bytes]:
         command = [*self._command, "serve", *self._arguments, "--state-dir", str(self._state_dir)]
-        with self._spawning, self._log.open("ab") as log:
+        with self._spawning, open(self._log, "ab", opener=_privately) as log:
             if self._closing.is_set():
                 raise FlusterError("this cluster is shut down")
             fd = self._lifeline.read_fd
@@ -197,3 +197,7 @@ class ControllerProcess:
         if "No module named" in said:
             text += f" under {python}, which lacks modules: `{python} -m pip install 'fluster-cluster[server]'`"
         return f"{text}; the end of {self._log}:\n{said}"
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

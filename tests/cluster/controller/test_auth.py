@@ -126,7 +126,7 @@ def test_a_withdrawn_or_expired_join_token_is_not_permitted(auth: Authenticator,
     with pytest.raises(NotPermitted, match=r"has expired; `fluster worker token`"):
         auth.authorize(identity, "RegisterWorker", now=100.0)
     del known.joins["t1"]
-    with pytest.raises(NotPermitted, match="was withdrawn"):
+    with pytest.raises(NotPermitted, match="has expired or was withdrawn"):
         auth.authorize(identity, "RegisterWorker", now=0.0)
 
 

@@ -188,3 +188,11 @@ async def test_the_process_runtime_is_importable_beside_the_protocol() -> None:
     from fluster.cluster.worker import process_runtime, runtime
 
     assert runtime.ProcessRuntime is process_runtime.ProcessRuntime
+
+
+async def test_a_missing_relative_command_is_told_with_its_directory(lab: Any, tmp_path: Path) -> None:
+    async with lab() as it:
+        end = await it.runtime.start(it.attempt(command=("./train.sh",), working_directory=tmp_path))
+    assert isinstance(end, ExitRecord)
+    assert end.start_error is not None
+    assert f"'./train.sh' was not found in '{tmp_path}'" in end.start_error

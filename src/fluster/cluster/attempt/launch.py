@@ -128,7 +128,9 @@ def _execute(argv: tuple[str, ...], request: StartRequest, errors: int) -> NoRet
 def _refusal(program: str, request: StartRequest, error: OSError | ValueError) -> StartError:
     what = "the interpreter" if request.interpreter else "the command"
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR):
-        where = "" if "/" in program else f" on PATH ({request.environment.get('PATH', os.defpath)})"
+        where = f" on PATH ({request.environment.get('PATH', os.defpath)})"
+        if "/" in program:
+            where = "" if os.path.isabs(program) else f" in {str(request.working_directory)!r}"
         return StartError(f"{what} {program!r} was not found{where}", COMMAND_NOT_FOUND)
     if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
         return StartError(f"cannot execute {what} {program!r}: {error.strerror}", fluster_fault=True)

@@ -179,7 +179,7 @@ class Authenticator:
             return
         expires_at = self._directory.join_token_expiry(identity.token_id)
         if expires_at is None or expires_at <= now:
-            why = "was withdrawn" if expires_at is None else "has expired"
+            why = "has expired or was withdrawn" if expires_at is None else "has expired"  # both are forgotten
             raise NotPermitted(f"the join token {why}; `fluster worker token` makes a new one")
 
     def _genuine(self, parsed: ParsedToken) -> bool:

@@ -75,7 +75,8 @@ class BlobStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._uploads: dict[str, _Upload] = {}
-        self._uploading.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # `parents` are made without the mode
+        self._uploading.mkdir(mode=0o700, exist_ok=True)
         self._used = sum(size for _, size, _ in self._blobs())
         for entry in os.scandir(self._uploading):
             if named := _PARTIAL.fullmatch(entry.name):

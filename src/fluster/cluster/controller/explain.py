@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
 from fluster.cluster.controller.core.schedule import Waiting
+from fluster.cluster.controller.core.state import State, has_process
+from fluster.cluster.controller.core.workers import lease_end
 from fluster.cluster.states import Cause, JobStatus, TaskState
+
+# Workers ask at least so often; a little later is no news.
+_LONGEST_POLL_S = 20.0
+_LATE_S = 5.0
 
 _ADVICE = {
     Cause.EXCEPTION: "the traceback is in its logs: `fluster logs {job}`",
@@ -30,8 +36,9 @@ def reasons(
     tasks: Sequence[TaskRow],
     attempts: Sequence[Sequence[AttemptRow]],
     waiting: Waiting | None,
+    silent: Sequence[str] = (),
 ) -> list[str]:
-    """Most important first."""
+    """Most important first; `silent`: what there is to say of workers of its that are not heard from."""
     if status.finished():
         return _ended(job)
     found = []
@@ -41,7 +48,21 @@ def reasons(
         found.append(f"waiting: {waiting.reason}")
     if job.num_tasks > 1 or not found:
         found.append(_tasks(tasks))
-    return [*found, *_setbacks(attempts)]
+    return [*found, *silent, *_setbacks(attempts)]
+
+
+def silent_workers(state: State, attempts: Sequence[Sequence[AttemptRow]], now: float) -> list[str]:
+    """Workers with something of a job that miss their requests, and until when they are waited for."""
+    patience = min(_LONGEST_POLL_S, state.settings.worker_lease_s / 3) + _LATE_S
+    found = []
+    for worker_id in sorted({a.worker_id for each in attempts for a in each if has_process(a)}):
+        seen = state.last_seen.get(worker_id, now)
+        if now - seen > patience:
+            left = max(0.0, lease_end(state.settings, seen) - now)
+            found.append(
+                f"worker {worker_id} has not been heard from for {now - seen:.0f} s; it is given up in {left:.0f} s"
+            )
+    return found
 
 
 def _ended(job: JobRow) -> list[str]:

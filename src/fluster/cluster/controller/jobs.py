@@ -133,7 +133,8 @@ class Jobs:
         tasks, attempts = self._c.tasks(job)
         status = job_status(job, [task.state for task in tasks])
         waiting = self._c.loop.decision.waiting.get(job.job_id)
-        reasons = explain.reasons(job, status, tasks, attempts, waiting)
+        silent = explain.silent_workers(self._c.state, attempts, self._c.loop.now())
+        reasons = explain.reasons(job, status, tasks, attempts, waiting, silent)
         response = pb.ExplainJobResponse(
             state=status, reasons=reasons, would_fit=waiting.would_fit if waiting is not None else not status.finished()
         )

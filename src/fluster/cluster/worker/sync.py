@@ -12,6 +12,7 @@ from typing import Any
 
 from fluster.cluster.worker import decide
 from fluster.cluster.worker.attempts import Attempts
+from fluster.cluster.worker.complaints import Complaints
 from fluster.cluster.worker.decide import Answer, Session, Unreported, Verdict
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.link import ControllerLink
@@ -76,7 +77,7 @@ class Sync:
         self._polls: dict[int, asyncio.Task[None]] = {}
         self._heard: list[_Heard] = []
         self._refusal: Exception | None = None
-        self._last_error = ""
+        self._complaints = Complaints(clock)
         self._unreported: Unreported | None = None
         self._rung = asyncio.Event()
         self._without_lease = False
@@ -115,6 +116,8 @@ class Sync:
         try:
             self._register()
             attempts = await manager.open()
+            # Before a lease that has come meanwhile hides that the one of these attempts had ended.
+            await self._watch_lease(attempts)
             while True:
                 await self._listen(attempts)
                 await self._watch_lease(attempts)
@@ -186,7 +189,9 @@ class Sync:
         # Read only now: once registered, the worker needs it no more, and it may be gone.
         join_token = self._join_token()
         if join_token is None:
-            raise NotPermitted("this worker is unknown to its controller and has no join token")
+            raise NotPermitted(
+                "this worker is unknown to its controller and has no join token: give it one of `fluster worker token`"
+            )
         self._link.use_token(join_token)
         return await self._link.register(self._about)
 
@@ -215,7 +220,7 @@ class Sync:
                 case RegisterWorkerResponse():
                     self._on_registered(each.answer, each)
                 case error:
-                    self._on_failure(error, each)
+                    self._on_failure(error, each, attempts)
 
     async def _on_answer(self, answer: SyncWorkerResponse, heard: _Heard, attempts: Attempts) -> None:
         said = Answer(
@@ -253,27 +258,27 @@ class Sync:
             return
         self._session = session
         self._is_registered = True
-        self._refusal, self._last_error = None, ""
+        self._refusal = None
         self._note_contact()
         self._state.registered()
         self._link.use_token(self._state.identity.token)
         _log.info("registered as %s at %s", self._state.identity.worker_id, self._link.address)
 
-    def _on_failure(self, error: Exception, heard: _Heard) -> None:
+    def _on_failure(self, error: Exception, heard: _Heard, attempts: Attempts) -> None:
         if not isinstance(error, FlusterError | TimeoutError | ValueError):
             raise error
         if not heard.seq and isinstance(error, NotPermitted | AlreadyExists | ValueError):
             self._refusal = error
         elif isinstance(error, NotPermitted):
             self._is_registered = False
-        if str(error) != self._last_error:
-            _log.warning("the controller does not answer as it should: %s", error)
-        self._last_error = str(error)
+        if self._refusal is None or not attempts.idle:  # else it is raised
+            self._complaints.failed(error)
         self._session = decide.on_failure(self._session, now=self._clock())
         if heard.seq == self._session.seq and heard.seq:
             self.changed(True)  # what it carried was not heard
 
     def _note_contact(self) -> None:
+        self._complaints.succeeded()
         session = self._session
         self._state.obey(session.epoch, session.lease_s, session.lease_until)
 
