@@ -196,7 +196,7 @@ def main() -> None:
             return launch.replace(PLACE.encode(), f"{next(ids):032d}".encode())
 
         def for_seconds(_: Count, elapsed: float) -> bool:
-            return elapsed >= options.seconds
+            return bool(elapsed >= options.seconds)
 
         if options.fill:
             run(address, options.clients, lambda count, _: count.acknowledged >= options.fill, next_launch)

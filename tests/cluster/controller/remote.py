@@ -232,18 +232,17 @@ class FakeWorker:
         return response
 
     def accept(self, count: int = 1) -> list[str]:
-        """Waits until so many attempts are desired that were not before; reports them running."""
+        """Reports attempts running that are desired and were not before, until there were so many."""
         deadline = time.monotonic() + WITHIN_S
-        while True:
-            new = [each.attempt_uid for each in self.sync().desired if each.attempt_uid not in self.observed]
-            if len(new) >= count:
-                break
-            assert time.monotonic() < deadline, f"{len(new)} of {count} attempts were desired"
-            self.sync(wait_s=0.2)
-        for uid in new:
-            self.report(uid)
+        accepted: list[str] = []
+        while len(accepted) < count:
+            assert time.monotonic() < deadline, f"{len(accepted)} of {count} attempts were desired"
+            new = [each.attempt_uid for each in self.sync(wait_s=0.2).desired if each.attempt_uid not in self.observed]
+            for uid in new:
+                self.report(uid, master_port=29_500)
+            accepted += new
         self.sync()
-        return new
+        return accepted
 
     def report(
         self, uid: str, state: types_pb.TaskState = types_pb.TaskState.RUNNING, **fields: Any
@@ -258,8 +257,7 @@ class FakeWorker:
         if exit_code:
             fields.setdefault("cause", types_pb.Cause.EXIT)
             fields.setdefault("error_message", f"exit code {exit_code}")
-        report = types_pb.ExitReport(exit_code=exit_code, finished_at=time.time(), **fields)
-        self.report(uid, exit=report)
+        self.report(uid, exit=types_pb.ExitReport(exit_code=exit_code, finished_at=time.time(), **fields))
         return self.sync()
 
     def push(self, uid: str, data: bytes, *, offset: int = 0, stream: str = "STDOUT", at: float = 1.0) -> int:
@@ -308,14 +306,10 @@ class Site:
         return job_id, uid, self.api(worker.specs[uid].token)
 
     def close(self) -> None:
-        self.close_all_but_admin()
-        self.admin.close()
-
-    def close_all_but_admin(self) -> None:
-        for each in [*self.workers, *self.apis]:
-            each.close()
-        self.workers.clear()
-        self.apis.clear()
+        for worker in self.workers:
+            worker.close()
+        for api in (*self.apis, self.admin):
+            api.close()
 
 
 @contextmanager

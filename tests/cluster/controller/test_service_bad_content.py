@@ -48,6 +48,11 @@ def env(**variables: str) -> types_pb.EnvironmentSpec:
     return types_pb.EnvironmentSpec(env_vars=variables)
 
 
+def limited(what: str, seconds: float) -> types_pb.JobSpec:
+    fields: dict[str, Any] = {what: seconds}
+    return job_spec(**fields)
+
+
 # What is wrong, the job, words of the refusal.
 BAD_SPECS: list[tuple[str, types_pb.JobSpec, str]] = [
     *((f"name {label}", job_spec(name), "name must be 1 to 128 of") for label, name in BAD_NAMES.items()),
@@ -66,7 +71,7 @@ BAD_SPECS: list[tuple[str, types_pb.JobSpec, str]] = [
         if isinstance(number, int)
     ),
     *(
-        (f"{what} {label}", job_spec(**{what: float(number)}), f"{what} must be a number of seconds above 0")
+        (f"{what} {label}", limited(what, float(number)), f"{what} must be a number of seconds above 0")
         for what in ("timeout_s", "scheduling_timeout_s")
         for label, number in NUMBERS.items()
     ),
@@ -143,17 +148,17 @@ BAD_REQUESTS: list[tuple[str, Callable[[], object], str]] = [
     *(
         (f"name {label}", lambda name=name: job(name=name), "name must be 1 to 128 of")
         for label, name in BAD_NAMES.items()
-    ),  # type: ignore[misc]
+    ),
     *(
-        (f"cpu {label}", lambda number=number: ResourceConfig(cpu=number), "cpu must be a number of cores")  # type: ignore[misc]
+        (f"cpu {label}", lambda number=number: ResourceConfig(cpu=number), "cpu must be a number of cores")
         for label, number in NUMBERS.items()
     ),
     *(
-        (f"memory {label}", lambda number=number: ResourceConfig(memory=number), "memory must be bytes")  # type: ignore[misc]
+        (f"memory {label}", lambda number=number: ResourceConfig(memory=number), "memory must be bytes")
         for label, number in NUMBERS.items()
     ),
     *(
-        (f"timeout {label}", lambda number=number: job(timeout_s=number), "timeout_s must be a number of seconds")  # type: ignore[misc]
+        (f"timeout {label}", lambda number=number: job(timeout_s=number), "timeout_s must be a number of seconds")
         for label, number in NUMBERS.items()
     ),
     ("gpu variant", lambda: GpuConfig("H10O"), "the nearest are H100"),

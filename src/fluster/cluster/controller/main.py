@@ -135,7 +135,8 @@ def _announcement(running: Running) -> str:
 def _config(options: ServeOptions) -> ControllerConfig:
     pool: tuple[Resources, ...] = ()
     if options.backend == "local":
-        pool = (_share(options),) * check_int(options.workers, "the number of workers", low=1, high=1_000)
+        workers = check_int(options.workers, "the number of workers", low=1, high=1_000)
+        pool = (_share(options),) * workers
     lease_s = check_seconds(options.worker_lease_s, "worker_lease_s")
     return ControllerConfig(
         state_dir=options.state_dir,
