@@ -26,13 +26,13 @@ def test_brackets_in_texts_are_no_nesting(name: str) -> None:
 
 def test_long_lists_are_no_nesting() -> None:
     jobs = ", ".join('{"jobId": "a", "tasks": [{}]}' for _ in range(500))
-    decoded = JsonCodec().decode(('{"jobs": [%s]}' % jobs).encode(), pb.ListJobsResponse)
+    decoded = JsonCodec().decode(f'{{"jobs": [{jobs}]}}'.encode(), pb.ListJobsResponse)
     assert len(decoded.jobs) == 500
 
 
 def test_a_text_that_never_ends_is_looked_through_once() -> None:
     text = b'{"jobId": "' + b'\\"' * 1_000_000 + b"[" * 200
     began = time.monotonic()
-    with pytest.raises(ValueError, match="EOF|unterminated|unexpected"):
+    with pytest.raises(ValueError, match=r"EOF|unterminated|unexpected"):
         JsonCodec().decode(text, pb.GetJobStatusRequest)
     assert time.monotonic() - began < 2.0

@@ -25,7 +25,10 @@ async def test_a_command_runs_with_its_arguments_environment_and_directory(lab: 
 async def test_a_command_gets_default_signals_and_no_descriptors(lab: Any) -> None:
     async with lab() as it:
         ended = await it.run(command=("sh", "-c", "grep SigIgn /proc/self/status; ls /proc/self/fd; cat"))
-    assert ended.stdout.split() == ["SigIgn:", "0000000000000000", "0", "1", "2", "3"]
+    _, ignored, *descriptors = ended.stdout.split()
+    # glibc keeps signals 32 and 33 to itself: its posix_spawn ignores them in children, and nothing can undo it.
+    assert int(ignored, 16) & ~(0b11 << 31) == 0
+    assert descriptors == ["0", "1", "2", "3"]
 
 
 async def test_a_missing_command_is_a_start_error_with_127(lab: Any) -> None:
