@@ -34,11 +34,16 @@ def new_job_id(now: float) -> JobId:
     history is.
     """
     millis = max(0, int((now - _ID_EPOCH_S) * 1000))
-    time_part = ""
-    for _ in range(8):  # enough for 27 years
-        millis, digit = divmod(millis, len(_ID_LETTERS))
-        time_part = _ID_LETTERS[digit] + time_part
-    return JobId("j" + time_part + "".join(secrets.choice(_ID_LETTERS) for _ in range(7)))
+    return JobId("j" + _letters(millis, 8) + _letters(secrets.randbelow(len(_ID_LETTERS) ** 7), 7))
+
+
+def _letters(number: int, count: int) -> str:
+    """The number's last digits: eight of milliseconds are enough for 27 years."""
+    digits = []
+    for _ in range(count):
+        number, digit = divmod(number, len(_ID_LETTERS))
+        digits.append(_ID_LETTERS[digit])
+    return "".join(reversed(digits))
 
 
 class Jobs:

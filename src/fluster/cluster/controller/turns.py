@@ -29,7 +29,7 @@ TICK_S = 1.0
 """How often time alone is looked at: leases are tens of seconds, so a second late is nothing."""
 FULL_RETRY_S = 1.0
 """After a commit that found the disk full."""
-DECIDING_SHARE = 0.25
+DECIDING_SHARE = 0.1
 """Of the time, at most, for passes of the scheduler: one takes milliseconds for each thousand jobs that wait, and a
 flood of launches must not pay for one with each commit."""
 
