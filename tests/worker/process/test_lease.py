@@ -24,13 +24,13 @@ def lease(tmp_path: Path) -> LeaseFile:
 
 
 async def test_when_the_lease_ends_the_attempt_is_stopped_and_the_record_says_why(lab: Any, lease: LeaseFile) -> None:
-    lease.renew(time.clock_gettime(CLOCK) + 0.2)
+    lease_end = time.clock_gettime(CLOCK) + 0.2
+    lease.renew(lease_end)
     async with lab(lease=lease.path) as it:
         attempt = it.attempt(command=REST)
         await it.runtime.start(attempt)
-        began = time.monotonic()
-        end = await asyncio.wait_for(it.runtime.wait(attempt.uid), 5.0)
-        assert 0.5 < time.monotonic() - began < 2.0  # its worker's daemon would have had the first say
+        end = await asyncio.wait_for(it.runtime.wait(attempt.uid), 20.0)
+        assert time.clock_gettime(CLOCK) > lease_end
         assert isinstance(end, ExitRecord)
         assert (end.signal, end.stop_requested, end.lease_ended) == (signal.SIGTERM, True, True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -281,7 +280,12 @@ def _order(directory: Path, order: bytes) -> bool:
         descriptor = os.open(directory / files.CONTROL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # not made yet, or without a reader
         return False
-    with contextlib.suppress(BlockingIOError):  # full of orders that say the same
+    try:
         os.write(descriptor, order)
-    os.close(descriptor)
+    except BlockingIOError:
+        return True  # full of orders that say the same
+    except BrokenPipeError:
+        return False  # the shim has ended since it was opened
+    finally:
+        os.close(descriptor)
     return True
