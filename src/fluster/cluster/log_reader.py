@@ -66,7 +66,7 @@ class _Reader:
                 return
             except Unreachable as error:
                 self._tail_broke = tail is not None and self._oldest is not None
-                patience.pause(error)
+                patience.pause(error, seen_at=self._rpc.heard_at)
 
     def _stream(self, follow: bool, tail: int | None) -> Iterator[pb.FetchLogsResponse]:
         cursors = [

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -64,7 +65,7 @@ def wait_jobs(
     found: dict[JobId, JobInfo] = {}
     while waiting:
         asked = list(islice(waiting, _MAX_JOBS))
-        reply = _poll(deadline, lambda hold_s, retry_s, asked=asked: _wait(rpc, asked, until_failure, hold_s, retry_s))  # type: ignore[misc]
+        reply = _poll(rpc, deadline, partial(_wait, rpc, asked, until_failure))
         for info in wire.job_infos(reply.finished):
             found[info.job_id] = info
             waiting.pop(info.job_id, None)
@@ -75,9 +76,9 @@ def wait_jobs(
     return found
 
 
-def _wait(rpc: ConnectClient, job_ids: list[JobId], any_: bool, hold_s: float, retry_s: float) -> pb.WaitJobsResponse:
+def _wait(rpc: ConnectClient, job_ids: list[JobId], any_: bool, hold_s: float) -> pb.WaitJobsResponse:
     request = pb.WaitJobsRequest(job_ids=[*job_ids], wait_s=hold_s, any=any_)
-    return rpc.unary("WaitJobs", request, pb.WaitJobsResponse, timeout_s=hold_s + _ANSWER_S, retry_s=retry_s)
+    return rpc.unary("WaitJobs", request, pb.WaitJobsResponse, timeout_s=hold_s + _ANSWER_S, retry_s=0.0)
 
 
 def job_result(rpc: ConnectClient, job_id: JobId, task: int, timeout_s: float | None) -> object:
@@ -90,7 +91,7 @@ def job_result(rpc: ConnectClient, job_id: JobId, task: int, timeout_s: float | 
     """
     deadline = Deadline.after(timeout_s)
     while True:
-        reply = _poll(deadline, lambda hold_s, retry_s: _result(rpc, job_id, task, hold_s, retry_s))
+        reply = _poll(rpc, deadline, partial(_result, rpc, job_id, task))
         if reply.finished:
             break
         if deadline.left_s() == 0:
@@ -115,9 +116,9 @@ def _load(info: JobInfo, outcome: bytes, raised: bool) -> object:
     return pickling.load_outcome(outcome)
 
 
-def _result(rpc: ConnectClient, job_id: JobId, task: int, hold_s: float, retry_s: float) -> pb.GetResultResponse:
+def _result(rpc: ConnectClient, job_id: JobId, task: int, hold_s: float) -> pb.GetResultResponse:
     request = pb.GetResultRequest(job_id=job_id, task=task, wait_s=hold_s)
-    return rpc.unary("GetResult", request, pb.GetResultResponse, timeout_s=hold_s + _ANSWER_S, retry_s=retry_s)
+    return rpc.unary("GetResult", request, pb.GetResultResponse, timeout_s=hold_s + _ANSWER_S, retry_s=0.0)
 
 
 def job_failed(info: JobInfo) -> JobFailed:
@@ -134,17 +135,21 @@ def job_failed(info: JobInfo) -> JobFailed:
     )
 
 
-def _poll(deadline: Deadline, ask: Callable[[float, float], R]) -> R:
-    """One long poll. A controller that hangs, or a machine that slept, is no reason to give up before the deadline."""
+def _poll(rpc: ConnectClient, deadline: Deadline, ask: Callable[[float], R]) -> R:
+    """One long poll.
+
+    Neither a controller that hangs, nor a machine that slept, nor one restart after the other is a reason to give up
+    before the deadline.
+    """
     patience = Patience(RETRY_S)
     while True:
-        left_s = deadline.left_s()
         try:
-            return ask(min(_HOLD_S, left_s), min(RETRY_S, left_s))
-        except TimeoutError as error:
-            if deadline.left_s() == 0:
+            return ask(min(_HOLD_S, deadline.left_s()))
+        except (TimeoutError, Unreachable) as error:
+            if deadline.left_s() == 0 or not rpc.reached:
                 raise
-            patience.pause(Unreachable(str(error)))
+            away = error if isinstance(error, Unreachable) else Unreachable(str(error))
+            patience.pause(away, seen_at=rpc.heard_at)
 
 
 def _overdue_text(rpc: ConnectClient, job_ids: list[JobId], finished: int, deadline: Deadline) -> str:

@@ -7,6 +7,7 @@ forked child. Ctrl-C ends a call at once.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ CALL_TIMEOUT_S = 30.0
 # The server's own deadline comes first, so that its answer, and not a broken connection, is the usual way to time out.
 _GRACE_S = 2.0
 _FIRST_PAUSE_S, _PAUSE_GROWTH, _LONGEST_PAUSE_S = 0.05, 1.5, 0.5
+# A server that had a request for so long had taken it; what only forwards to one that is gone hangs up at once.
+_TAKEN_S = 0.1
 _COMPRESSED, _END = 0b01, 0b10
 
 
@@ -66,6 +69,7 @@ class ConnectClient:
         self._service = service
         self._retry_s = retry_s
         self._reached = known
+        self._heard_at = -math.inf
         self._ssl_context = ssl_context
         self._pool = ConnectionPool(self.address, ssl_context)
 
@@ -159,6 +163,16 @@ class ConnectClient:
         """Whether `close` was called."""
         return self._pool.closed
 
+    @property
+    def reached(self) -> bool:
+        """Whether the server is known to have been there."""
+        return self._reached
+
+    @property
+    def heard_at(self) -> float:
+        """When, on the steady clock, any call of this client last showed that the server was there."""
+        return self._heard_at
+
     def _persist(self, retry_s: float | None, attempt: Callable[[], T]) -> T:
         patience = Patience(self._retry_s if retry_s is None else retry_s)
         while True:
@@ -206,12 +220,16 @@ class ConnectClient:
             return connection, self._send(connection, head, body, socket_timeout_s)
 
     def _send(self, connection: Connection, head: bytes, body: bytes, timeout_s: float | None) -> HTTPResponse:
+        sent_at = time.monotonic()
         try:
             response = connection.request(head, body, timeout_s=timeout_s)
-        except BaseException:
+        except BaseException as error:
             self._pool.discard(connection)
+            if isinstance(error, ConnectionError | HTTPException) and time.monotonic() - sent_at > _TAKEN_S:
+                self._heard_at = time.monotonic()
             raise
         self._reached = True
+        self._heard_at = time.monotonic()
         return response
 
     def _give_back(self, connection: Connection, *, reusable: bool) -> None:
@@ -255,18 +273,20 @@ class ConnectClient:
 
 @dataclass(slots=True)
 class Patience:
-    """For how long, counted from the first failure, and how often something is tried again."""
+    """For how long, counted from the first failure or the last sign of life, and how often something is tried again."""
 
     window_s: float
-    _until: float | None = field(default=None, init=False)
+    _since: float | None = field(default=None, init=False)
     _pause_s: float = field(default=_FIRST_PAUSE_S, init=False)
 
-    def pause(self, error: Unreachable) -> None:
-        """Wait before the next try, or raise the error when there is none."""
+    def pause(self, error: Unreachable, *, seen_at: float = -math.inf) -> None:
+        """Wait before the next try, or raise the error when there is none; `seen_at`: the last sign of life."""
         now = time.monotonic()
-        if self._until is None:
-            self._until = now + self.window_s
-        if now + self._pause_s > self._until:
+        if self._since is None:
+            self._since = now
+        if seen_at > self._since:
+            self._since, self._pause_s = seen_at, _FIRST_PAUSE_S
+        if now + self._pause_s > self._since + self.window_s:
             raise error
         time.sleep(self._pause_s)
         self._pause_s = min(_PAUSE_GROWTH * self._pause_s, _LONGEST_PAUSE_S)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fluster.cluster import log_reader, waiting
 from fluster.cluster.client import Cluster
 from fluster.cluster.types import Cause, Entrypoint, JobRequest, JobStatus, ResourceConfig
 from fluster.errors import (
@@ -203,6 +204,29 @@ def test_a_wait_outlives_broken_connections(cluster: Cluster, controller: Contro
     thread = threading.Thread(target=disturb)
     thread.start()
     assert cluster.wait(job_id, timeout=20).status is JobStatus.SUCCEEDED
+    thread.join()
+
+
+@pytest.mark.parametrize("way", ["wait", "logs"])
+def test_waiting_goes_on_for_as_long_as_the_controller_is_there_between_its_interruptions(
+    cluster: Cluster, controller: Controller, server: ServerThread, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(waiting, "RETRY_S", 0.6)
+    monkeypatch.setattr(log_reader, "RETRY_S", 0.6)
+    job_id = cluster.launch(command())
+
+    def disturb() -> None:
+        for _ in range(8):
+            time.sleep(0.3)
+            server.break_connections()
+        controller.finish(job_id)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    if way == "wait":
+        assert cluster.wait(job_id, timeout=20).status is JobStatus.SUCCEEDED
+    else:
+        assert list(cluster.logs(job_id, follow=True)) == []
     thread.join()
 
 
