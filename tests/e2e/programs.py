@@ -19,6 +19,15 @@ def testify(directory: Path) -> int:
     return lines
 
 
+def have_testified(directory: Path) -> int:
+    """The same, by a job of its own."""
+    from fluster import current_cluster
+
+    with current_cluster() as cluster:
+        lines: int = cluster.submit(testify, directory).result()
+        return lines
+
+
 def note_run(directory: Path, name: str) -> str:
     """Leaves one file for each time it is called, takes a moment, and returns its name."""
     (directory / f"{name}.{os.getpid()}.{time.monotonic_ns()}").touch()

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e import lab
 from tests.e2e.lab import Witness
 
-from fluster import Entrypoint, JobRequest, JobStatus, LocalCluster, ResourceConfig
+from fluster import Entrypoint, FlusterError, JobRequest, JobStatus, LocalCluster, ResourceConfig
 from fluster.testing.leaks import Footprint
 
 
@@ -240,11 +240,41 @@ def test_unfinished_jobs_go_on_at_the_next_start_as_new_attempts_uncharged(tmp_p
     assert len(witness.runs) == 2
 
 
-def test_a_program_with_many_open_files_can_have_a_cluster(tmp_path: Path) -> None:
+def test_a_second_cluster_on_a_directory_is_refused_naming_the_first_and_harms_nobody(tmp_path: Path) -> None:
+    with LocalCluster(cpu=2, state_dir=tmp_path) as cluster:
+        job = cluster.submit(time.sleep, 60)
+        process = lab.process_of(cluster, job.job_id)
+        with pytest.raises(FlusterError, match=f"in use by another controller .pid {lab.controller(cluster).pid} on"):
+            LocalCluster(cpu=2, state_dir=tmp_path)
+        assert process.runs
+        assert cluster.submit(int, 1).result(timeout=lab.WITHIN_S) == 1
+
+
+def test_what_an_earlier_cluster_left_running_on_a_directory_is_ended_first(tmp_path: Path) -> None:
+    witness = Witness.at(tmp_path / "witness")
+    with lab.Server(tmp_path / "state", "--backend", "local") as server, server.client() as client:
+        job = client.submit(witness.request())
+        first = witness.wait_for_run()
+        server.end()
+        assert first.runs
+        with LocalCluster(cpu=2, state_dir=tmp_path / "state") as cluster:
+            assert not first.runs
+            witness.wait_for_run(2)
+            witness.let_end()
+            assert cluster.result(job.job_id, timeout=lab.WITHIN_S) > 0
+            assert cluster.poll(job.job_id).tasks[0].attempt == 2
+
+
+def test_a_program_may_have_many_files_open_or_not_even_its_standard_streams(tmp_path: Path) -> None:
     script = """
 import resource
+os.close(0)
+os.close(2)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+from fluster import LocalCluster
+with LocalCluster(cpu=2) as cluster:
+    say(cluster.submit(int, 41).result())
 opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
 from fluster import LocalCluster
 with LocalCluster(cpu=2) as cluster:
@@ -253,5 +283,5 @@ with LocalCluster(cpu=2) as cluster:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1200:
         pytest.skip("may not open enough files")
     with lab.Creator(script, tmp_path) as creator:
-        assert creator.heard() == 42
+        assert [creator.heard() for _ in range(2)] == [41, 42]
         assert creator.process.wait(lab.WITHIN_S) == 0

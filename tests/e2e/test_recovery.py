@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e import lab
+from tests.e2e import lab, programs
 from tests.e2e.lab import Witness
 
 from fluster import Cause, Entrypoint, JobRequest, JobStatus, LocalCluster, RetryPolicy
@@ -42,27 +42,29 @@ KILLS = [kill_controller, kill_worker, kill_both]
 def test_running_jobs_and_those_who_wait_for_them_do_not_notice_a_kill(
     cluster: LocalCluster, tmp_path: Path, kill: Callable[[LocalCluster], None]
 ) -> None:
-    witness = Witness.at(tmp_path / "witness")
+    witness, child = Witness.at(tmp_path / "witness"), Witness.at(tmp_path / "child")
     job = cluster.submit(witness.request())
-    process = witness.wait_for_run()
+    parent = cluster.submit(programs.have_testified, child.directory)
+    processes = [witness.wait_for_run(), child.wait_for_run()]
+    cluster.register_endpoint("service", "127.0.0.1:1234")
     waiting = lab.in_thread(lambda: job.wait(timeout=lab.WITHIN_S))
     result = lab.in_thread(lambda: job.result(timeout=lab.WITHIN_S))
     followed = lab.in_thread(lambda: lab.printed(cluster, job.job_id, follow=True))
-    time_of_kill = time.monotonic()
 
     kill(cluster)
-    assert cluster.poll(job.job_id).status is JobStatus.RUNNING
-    print("controller back after", time.monotonic() - time_of_kill)
-    assert process.runs
+    assert job.status() is JobStatus.RUNNING
+    assert all(process.runs for process in processes)
+    assert [each.address for each in cluster.lookup_endpoints("service")] == ["127.0.0.1:1234"]
     witness.let_end()
+    child.let_end()
 
-    info = waiting.result(lab.WITHIN_S)
-    print("result after", time.monotonic() - time_of_kill)
-    assert (info.status, info.tasks[0].attempt) == (JobStatus.SUCCEEDED, 1), info
+    assert waiting.result(lab.WITHIN_S).status is JobStatus.SUCCEEDED
     count = result.result(lab.WITHIN_S)
     assert followed.result(lab.WITHIN_S) == list(range(count))
     assert lab.printed(cluster, job.job_id) == list(range(count))
-    assert witness.runs == [process.pid]
+    assert parent.result(timeout=lab.WITHIN_S) > 0
+    assert [each.tasks[0].attempt for each in (job.info(), parent.info())] == [1, 1]
+    assert [witness.runs, child.runs] == [[process.pid] for process in processes]
 
 
 def test_jobs_that_end_while_their_worker_is_dead_are_reported_by_the_next_one(

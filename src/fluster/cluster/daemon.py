@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ class Lifeline:
     """
 
     def __init__(self) -> None:
-        self.read_fd, self._write_fd = os.pipe()
+        self.read_fd, self._write_fd = (_beyond_standard_streams(fd) for fd in os.pipe())
 
     def cut(self) -> None:
         """Ends all that hold the other end; repeating is harmless."""
@@ -41,6 +42,16 @@ class Lifeline:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+
+
+def _beyond_standard_streams(fd: int) -> int:
+    """A program that has closed its own gets their numbers for the next files: a child's streams would replace ours."""
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def _in_child() -> None:

@@ -107,12 +107,18 @@ async def _serve(options: ServeOptions) -> int:
         os.set_inheritable(options.lifeline_fd, False)
         loop.add_reader(options.lifeline_fd, _ended, options.lifeline_fd, lifeline_ended, stop)
 
+    async def end_workers_before() -> None:
+        if options.shut_down_before:
+            # It said that they are gone: a machine that lost power, or one killed after the other, left their files.
+            await asyncio.to_thread(stop_local_workers, options.state_dir, patience_s=0.0)
+
     async def end_workers() -> None:
         if lifeline_ended.is_set():
             # They see the same end; this waits until nothing of them is left.
             await asyncio.to_thread(stop_local_workers, options.state_dir)
 
-    async with ControllerDaemon(_config(options), _backend(options), at_end=end_workers) as running:
+    daemon = ControllerDaemon(_config(options), _backend(options), at_start=end_workers_before, at_end=end_workers)
+    async with daemon as running:
         gc.freeze()  # what was loaded stays: collecting it again and again is a tenth of a large turn
         gc.set_threshold(_COLLECT_EVERY)
         print(_announcement(running), flush=True)

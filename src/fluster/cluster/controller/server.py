@@ -98,17 +98,21 @@ class ControllerDaemon:
     Args:
         config: How it is run.
         backend: Makes the source of machines; `None`: workers join by themselves.
-        at_end: What is to be done after serving, while nobody else can have the state directory.
+        at_start: What is to be done before anything else, once nobody else can have the state directory.
+        at_end: What is to be done after serving, while nobody else can have it.
     """
 
     def __init__(
         self,
         config: ControllerConfig,
         backend: MakeBackend | None = None,
+        *,
+        at_start: Callable[[], Awaitable[None]] | None = None,
         at_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._config = config
         self._make_backend = backend
+        self._at_start = at_start
         self._at_end = at_end
         self._closing = AsyncExitStack()
 
@@ -126,6 +130,8 @@ class ControllerDaemon:
     async def _start(self, stack: AsyncExitStack) -> Running:
         config, clock = self._config, steady_clock()
         state_dir = stack.enter_context(StateDir.open(config.state_dir, take_over=config.take_over))
+        if self._at_start is not None:
+            await self._at_start()
         if self._at_end is not None:
             stack.push_async_callback(self._at_end)
         store = stack.enter_context(Store.open(state_dir.database))
