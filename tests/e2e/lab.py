@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import pytest
 from tests.e2e import programs
 
 from fluster import Cluster, Entrypoint, JobRequest, LocalCluster, ResourceConfig, RetryPolicy
 from fluster.cluster.attempt import proc
-from fluster.cluster.backend.local import stop_local_workers
-from fluster.cluster.context import read_token_file
 from fluster.cluster.ids import JobId
 from fluster.cluster.worker import files
 from fluster.cluster.worker.remains import RunningRecord, read_running
 
 WITHIN_S = 20.0
-_PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 SMALL = ResourceConfig.with_cpu(cpu=0.1, memory="100MB")
 T = TypeVar("T")
 
@@ -82,132 +73,6 @@ class Process:
     def kill(self) -> None:
         """As nobody can prevent."""
         self.signal(signal.SIGKILL)
-
-
-class Creator:
-    """A program that has a cluster, as a process of its own; all it starts, at whatever remove, can be found.
-
-    Args:
-        script: Its source; `say(...)` prints an object for `heard`.
-        directory: Where it stands.
-
-    Attributes:
-        temporary: Where it keeps temporary files.
-    """
-
-    def __init__(self, script: str, directory: Path, *, python: str = sys.executable, **environ: str) -> None:
-        self._tag = f"LAB_TAG={secrets.token_hex(8)}"
-        name, _, value = self._tag.partition("=")
-        # A path of its own, because addresses of Unix sockets must be short.
-        self.temporary = Path(tempfile.mkdtemp(prefix="lab-"))
-        prelude = "import json, os, signal, sys, time\ndef say(it): print(json.dumps(it), flush=True)\n"
-        self.process = subprocess.Popen(
-            [python, "-c", prelude + script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=directory,
-            env={**os.environ, "PYTHONPATH": _PATH, name: value, "TMPDIR": str(self.temporary), **environ},
-            start_new_session=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for pid in self.family() | {self.process.pid}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-        shutil.rmtree(self.temporary)
-
-    def heard(self) -> Any:
-        """The next thing it says."""
-        assert self.process.stdout is not None
-        line = in_thread(self.process.stdout.readline).result(WITHIN_S)
-        return json.loads(line) if line else pytest.fail(f"it ended with {self.process.wait()} and said nothing more")
-
-    def family(self) -> set[int]:
-        """Pids of itself and everything that was started from it, zombies excluded."""
-        return {pid for pid in proc.all_pids() if self._is_tagged(pid) and Process.of(pid).runs}
-
-    def _is_tagged(self, pid: int) -> bool:
-        try:
-            return self._tag.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            return False
-
-
-class Server:
-    """`fluster controller serve` on a state directory, until it is told to end or killed; can be started again.
-
-    Args:
-        state_dir: Its own; what it writes to stderr goes there too.
-        options: Further words of its command line.
-    """
-
-    def __init__(self, state_dir: Path, *options: str) -> None:
-        self.state_dir = state_dir
-        self._options = options
-        self._port = 0
-        self._process: subprocess.Popen[str] | None = None
-        self.address = ""
-        self.epoch = 0
-
-    def start(self, *options: str) -> Self:
-        """Serves, on the port it had before."""
-        words = ["controller", "serve", "--state-dir", str(self.state_dir), "--port", str(self._port)]
-        self.state_dir.mkdir(exist_ok=True)
-        with (self.state_dir / "stderr").open("a") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fluster", *words, *self._options, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        line = in_thread(self._process.stdout.readline).result(WITHIN_S)
-        if not line:
-            pytest.fail((self.state_dir / "stderr").read_text())
-        announced = json.loads(line)
-        self.address, self.epoch = announced["address"], announced["epoch"]
-        self._port = int(self.address.rpartition(":")[2])
-        return self
-
-    @property
-    def process(self) -> subprocess.Popen[str]:
-        """The controller's."""
-        assert self._process is not None
-        return self._process
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit code."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        """Its exit code, once it has ended by itself."""
-        code = self.process.wait(WITHIN_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def client(self) -> Cluster:
-        """One of the administrator's."""
-        return Cluster(self.address, token=read_token_file(self.state_dir / "admin.token"))
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *error: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.end()
-        stop_local_workers(self.state_dir, patience_s=0.0)
 
 
 def controller(cluster: LocalCluster) -> Process:

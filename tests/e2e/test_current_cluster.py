@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e import lab
+from tests.e2e.outside import Creator
 
 from fluster import Entrypoint, JobRequest, LocalCluster, NotInCluster, current_cluster
 from fluster.cluster.config_edit import configure_cluster
@@ -82,7 +83,7 @@ say([type(first).__name__, first is current_cluster(), first.submit(int, 9).resu
 
 
 def test_else_one_local_cluster_is_shared_said_once_and_closed_at_exit(tmp_path: Path) -> None:
-    with lab.Creator(SHARED, tmp_path) as creator:
+    with Creator(SHARED, tmp_path) as creator:
         output, _ = creator.process.communicate(timeout=lab.WITHIN_S)
         said, answer = output.splitlines()
         assert said.startswith("fluster.cluster.local: no cluster is configured")
@@ -107,7 +108,7 @@ with first:
 say(current_cluster().submit(int, 11).result())
 """
     )
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         output, _ = creator.process.communicate(timeout=lab.WITHIN_S)
         answers = [line for line in output.splitlines() if "no cluster is configured" not in line]
         assert answers == ['["LocalCluster", true, 9]', "true", "10", "11"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.e2e import lab
 from tests.e2e.lab import Witness
+from tests.e2e.outside import Creator, Server
 
 from fluster import Entrypoint, FlusterError, JobRequest, JobStatus, LocalCluster, ResourceConfig
 from fluster.testing.leaks import Footprint
@@ -83,7 +84,7 @@ signal.pause()
 
 
 def test_when_its_creator_is_killed_nothing_of_a_cluster_is_left(tmp_path: Path) -> None:
-    with lab.Creator(CREATOR + "say('ready'); signal.pause()", tmp_path) as creator:
+    with Creator(CREATOR + "say('ready'); signal.pause()", tmp_path) as creator:
         assert creator.heard() == "ready"
         assert len(list(creator.temporary.iterdir())) == 1
         # Controller, two workers, their zygotes and spares, shims, jobs, escapees, itself.
@@ -96,7 +97,7 @@ def test_when_its_creator_is_killed_nothing_of_a_cluster_is_left(tmp_path: Path)
 
 def test_children_that_outlive_the_creator_keep_nothing_of_its_cluster_alive(tmp_path: Path) -> None:
     script = f"if __name__ == '__main__':\n{textwrap.indent(CREATOR + OUTLIVING_CHILDREN, '    ')}"
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         outliving = set(creator.heard())
         creator.process.kill()
 
@@ -114,7 +115,7 @@ job = cluster.submit(time.sleep, 300)
 say(job.job_id)
 signal.pause()
 """
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         job_id = creator.heard()
         first = lab.Process.of(lab.running(state_dir, job_id).pid)
         creator.process.kill()
@@ -127,7 +128,7 @@ signal.pause()
 
 @pytest.mark.parametrize("end", ["pass", "raise ValueError"])
 def test_a_program_that_ends_without_shutting_its_cluster_down_leaves_nothing(tmp_path: Path, end: str) -> None:
-    with lab.Creator(CREATOR + f"say('ready')\n{end}", tmp_path) as creator:
+    with Creator(CREATOR + f"say('ready')\n{end}", tmp_path) as creator:
         assert creator.heard() == "ready"
 
         lab.wait_until(lambda: not creator.family(), "all its processes are gone", within_s=5.0)
@@ -147,7 +148,7 @@ except KeyboardInterrupt:
     say([cluster._daemon.pid, cluster.submit(int, 42).result(), job.status()])
     cluster.shutdown()
 """
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         pid = creator.heard()
         os.killpg(creator.process.pid, signal.SIGINT)
         assert creator.heard() == [pid, 42, "running"]
@@ -174,7 +175,7 @@ with LocalCluster(cpu=2) as cluster:
         assert cluster.submit(int, 2).result() == 2
 say("done")
 """
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         assert [creator.heard() for _ in range(4)] == [0, 0, 7, "done"]
         assert creator.process.wait(lab.WITHIN_S) == 0
         assert not creator.family()
@@ -252,7 +253,7 @@ def test_a_second_cluster_on_a_directory_is_refused_naming_the_first_and_harms_n
 
 def test_what_an_earlier_cluster_left_running_on_a_directory_is_ended_first(tmp_path: Path) -> None:
     witness = Witness.at(tmp_path / "witness")
-    with lab.Server(tmp_path / "state", "--backend", "local") as server, server.client() as client:
+    with Server(tmp_path / "state", "--backend", "local") as server, server.client() as client:
         job = client.submit(witness.request())
         first = witness.wait_for_run()
         server.end()
@@ -282,6 +283,6 @@ with LocalCluster(cpu=2) as cluster:
 """
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1200:
         pytest.skip("may not open enough files")
-    with lab.Creator(script, tmp_path) as creator:
+    with Creator(script, tmp_path) as creator:
         assert [creator.heard() for _ in range(2)] == [41, 42]
         assert creator.process.wait(lab.WITHIN_S) == 0

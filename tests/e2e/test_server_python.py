@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e import lab
+from tests.e2e.outside import Creator
 
 import fluster
 
@@ -59,7 +60,7 @@ for python in (None, sys.executable, "/no/such/python"):
     except FlusterError as error:
         say(str(error))
 """
-    with lab.Creator(script, tmp_path, python=light_python, PYTHONPATH="") as creator:
+    with Creator(script, tmp_path, python=light_python, PYTHONPATH="") as creator:
         said = [creator.heard() for _ in range(3)]
         assert "pip install 'fluster-cluster[server]'" in said[0]
         assert "FLUSTER_SERVER_PYTHON" in said[0]
@@ -78,9 +79,7 @@ with LocalCluster(cpu=2) as cluster:
     say([cluster._daemon.pid, cluster.submit(where).result()])
     sys.stdin.readline()
 """
-    with lab.Creator(
-        script, tmp_path, python=light_python, PYTHONPATH="", FLUSTER_SERVER_PYTHON=sys.executable
-    ) as creator:
+    with Creator(script, tmp_path, python=light_python, PYTHONPATH="", FLUSTER_SERVER_PYTHON=sys.executable) as creator:
         pid, python = creator.heard()
         assert python == light_python
         commands = {each: _command(each) for each in creator.family()}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.e2e import lab
-from tests.e2e.lab import Server, Witness
+from tests.e2e.lab import Witness
+from tests.e2e.outside import Server
 
 from fluster import JobStatus
 
