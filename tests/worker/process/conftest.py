@@ -30,6 +30,9 @@ def orphans_go_where_they_went_before() -> Iterator[None]:
 _names = (f"test-{os.getpid()}-{number}" for number in itertools.count())
 
 
+_numbers = itertools.count()
+
+
 @dataclass(frozen=True)
 class Ended:
     """All there is to know of an attempt that ran to its end."""
@@ -83,7 +86,8 @@ class Lab:
         **fields: Any,
     ) -> AttemptStart:
         """An attempt of a function (defined inside another one, so that it is pickled by value) or a command."""
-        uid = uid or f"attempt-{len(self._uids)}"
+        # Of this machine's only one: what is left of an attempt is found by its uid, wherever it hides.
+        uid = uid or f"attempt-{os.getpid()}-{next(_numbers)}"
         directory = self.root / uid
         directory.mkdir(exist_ok=True)
         if command is None:

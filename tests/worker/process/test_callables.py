@@ -163,7 +163,12 @@ async def test_the_environment_is_the_attempts_and_nothing_else(lab: Any) -> Non
 
     async with lab() as it:
         ended = await it.run(look, environment={"COLOUR": "blue", "TZ": "Asia/Tokyo"})
-    assert ended.value == {**os.environ, "COLOUR": "blue", "TZ": "Asia/Tokyo", "FLUSTER_ATTEMPT_UID": "attempt-0"}
+    assert ended.value == {
+        **os.environ,
+        "COLOUR": "blue",
+        "TZ": "Asia/Tokyo",
+        "FLUSTER_ATTEMPT_UID": ended.directory.name,
+    }
 
 
 async def test_a_child_process_sees_the_environment_too(lab: Any) -> None:

@@ -106,8 +106,8 @@ async def test_repeating_shortens_the_grace_and_never_lengthens_it(lab: Any, unt
 async def test_stopping_what_has_ended_is_harmless_and_leaves_its_record(lab: Any) -> None:
     async with lab() as it:
         ended = await it.run(int)
-        await it.runtime.stop("attempt-0")
-        assert await it.runtime.wait("attempt-0") == ended.record
+        await it.runtime.stop(ended.directory.name)
+        assert await it.runtime.wait(ended.directory.name) == ended.record
     assert not ended.record.stop_requested
 
 
