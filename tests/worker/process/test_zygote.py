@@ -13,7 +13,7 @@ import pytest
 
 from fluster.cluster.attempt import proc
 from fluster.cluster.worker.cgroup import WorkerCgroups
-from fluster.cluster.worker.runtime import ExitRecord, Running
+from fluster.cluster.worker.runtime import ExitRecord, Gone, Running
 from fluster.cluster.worker.zygote import Zygote, ZygoteDied
 
 
@@ -116,6 +116,50 @@ async def test_an_idle_spare_that_is_killed_is_replaced(lab: Any, until: Any) ->
         os.kill(spare, signal.SIGKILL)
         until(lambda: proc.start_time(spare) is None)
         assert (await it.run(lambda: 5)).value == 5
+
+
+async def test_a_start_whose_shim_is_killed_before_it_took_the_request_is_flusters_fault(lab: Any, until: Any) -> None:
+    async with lab() as it:
+        await it.runtime.prepare()
+        until(lambda: len(proc.descendants(zygote_of(it))) == 2)
+        (shim,) = proc.children(zygote_of(it))
+        os.kill(shim, signal.SIGSTOP)
+        starting = asyncio.create_task(it.runtime.start(it.attempt(int)))
+        await asyncio.wait((starting,), timeout=0.1)
+        os.kill(shim, signal.SIGKILL)
+        end = await asyncio.wait_for(starting, 10)
+    assert isinstance(end, ExitRecord)
+    assert end.fluster_fault
+    assert end.start_error == "the attempt's shim was killed before it began"
+
+
+async def test_a_start_whose_shim_is_killed_before_it_answered_is_gone_because_it_may_have_run(
+    lab: Any, until: Any, alive: Any
+) -> None:
+    async with lab() as it:
+        await it.runtime.prepare()
+        until(lambda: len(proc.descendants(zygote_of(it))) == 2)
+        (shim,) = proc.children(zygote_of(it))
+        (process,) = proc.children(shim)
+        os.kill(process, signal.SIGSTOP)  # it never says that it has begun
+        attempt = it.attempt(int)
+        starting = asyncio.create_task(it.runtime.start(attempt))
+        while not (attempt.directory / "running.json").exists():
+            await asyncio.sleep(0.001)
+        os.kill(shim, signal.SIGKILL)
+        assert await asyncio.wait_for(starting, 10) == Gone()
+        assert not alive(process)
+
+
+async def test_starting_an_attempt_again_that_lost_its_shim_does_not_make_it_one_that_never_ran(
+    lab: Any, until: Any
+) -> None:
+    async with lab() as it:
+        attempt = it.attempt(rest())
+        await it.runtime.start(attempt)
+        os.kill(json.loads((attempt.directory / "running.json").read_text())["shim"], signal.SIGKILL)
+        assert await asyncio.wait_for(it.runtime.wait(attempt.uid), 10) == Gone()
+        assert await it.runtime.start(attempt) == Gone()
 
 
 async def test_closing_the_zygote_leaves_no_process(until: Any) -> None:

@@ -45,7 +45,7 @@ class Zygote:
         self._requests = requests
         self._ends = ends
         self._received = bytearray()
-        self._shims: set[int] = set()
+        self._shims: dict[int, int] = {}  # with the number of the request each was given, 0: none yet
         self._spare: _Spare | None = None
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -103,6 +103,8 @@ class Zygote:
         except BrokenPipeError:
             problem = "the attempt's shim was killed before it began"
             self._ends.replies.tell({"number": request_number(frame), "fault": problem})
+        else:
+            self._shims[spare.pid] = request_number(frame)
         os.close(spare.requests)
 
     def _fork(self, number: int | None) -> int | None:
@@ -121,7 +123,7 @@ class Zygote:
             self._let_go()
             return receiving
         os.close(receiving)
-        self._shims.add(pid)
+        self._shims[pid] = 0
         self._spare = _Spare(pid, requests)
         return None
 
@@ -143,16 +145,16 @@ class Zygote:
         self._end_orphans()
 
     def _forget(self, pid: int) -> None:
-        if pid in self._shims:
-            self._shims.discard(pid)
-            self._ends.replies.tell({"reaped": pid})
+        if (number := self._shims.pop(pid, None)) is not None:
+            # Also the last word on its request: a shim that was killed may not have answered.
+            self._ends.replies.tell({"reaped": pid, "number": number})
         if self._spare is not None and self._spare.pid == pid:
             os.close(self._spare.requests)
             self._spare = None
 
     def _end_orphans(self) -> None:
         """A child that is no shim was left behind by one that somebody killed: nobody else will end it."""
-        for orphan in set(proc.children(os.getpid())) - self._shims:
+        for orphan in set(proc.children(os.getpid())) - self._shims.keys():
             send((orphan, *proc.descendants(orphan)), signal.SIGKILL)
 
 

@@ -109,8 +109,10 @@ class ProcessRuntime:
             self._cgroups.remove_leftovers()
         await self._warm_zygote()
 
-    async def start(self, attempt: AttemptStart) -> Running | ExitRecord:
+    async def start(self, attempt: AttemptStart) -> Observation:
         """Starts the attempt, or gives the process that this uid already has, and its end if it has ended.
+
+        `Gone`: it had begun, or was about to, when its shim was killed.
 
         Raises:
             ValueError: The uid would not fit into a file name or an environment.
@@ -121,12 +123,11 @@ class ProcessRuntime:
         await followed.begun.wait()
         if followed.running is not None and not followed.end.done():
             return followed.running
-        match await asyncio.shield(followed.end):
-            case ExitRecord() as end:
-                return end
-            case Gone():
-                message = "the attempt was given up earlier and must not be started again"
-                return write_fault(attempt.directory, message, now=time.time())
+        end = await asyncio.shield(followed.end)
+        if isinstance(end, Gone) and not (attempt.directory / files.RUNNING).exists():
+            message = "the attempt was given up earlier and must not be started again"
+            return write_fault(attempt.directory, message, now=time.time())
+        return end
 
     async def adopt(self, uid: str, directory: Path) -> Observation:
         """Finds an attempt by what its shim wrote; whatever is left of one without a shim is ended first."""
@@ -225,7 +226,9 @@ class ProcessRuntime:
                 # The request may have been carried out: a second one then meets the first one's lock.
                 problem = str(death)
                 continue
-            if "known" in reply or "ended" in reply:
+            if "reaped" in reply and not (start.directory / files.RUNNING).exists():
+                raise _NotStarted("the attempt's shim was killed before it began")
+            if "known" in reply or "ended" in reply or "reaped" in reply:
                 return await self._find(attempt)
             if "fault" in reply:
                 raise _NotStarted(reply["fault"])

@@ -121,8 +121,8 @@ class Runtime(Protocol):
         """Gets warm: what the first `start` would otherwise wait for (zygote of the worker's interpreter)."""
         ...
 
-    async def start(self, attempt: AttemptStart) -> Running | ExitRecord:
-        """Starts the attempt; returns once its process exists or could not be started."""
+    async def start(self, attempt: AttemptStart) -> Observation:
+        """Starts the attempt; returns once its process exists, has ended, or could not be started."""
         ...
 
     async def adopt(self, uid: str, directory: Path) -> Observation:
