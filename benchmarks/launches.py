@@ -127,7 +127,7 @@ def run(address: str, clients: int, until: Callable[[Count, float], bool], make:
                 for key, _ in selector.select():
                     connection: Any = key.fileobj
                     key.data[1] += connection.recv(65536)
-                    if not _whole(key.data[1]):
+                    if not is_whole(key.data[1]):
                         continue
                     now = time.perf_counter()
                     if not key.data[1].startswith(b"HTTP/1.1 200"):
@@ -148,7 +148,8 @@ def run(address: str, clients: int, until: Callable[[Count, float], bool], make:
     return count
 
 
-def _whole(response: bytes) -> bool:
+def is_whole(response: bytes) -> bool:
+    """Whether an HTTP response has come to its end."""
     head, separator, body = response.partition(b"\r\n\r\n")
     if not separator:
         return False

@@ -15,6 +15,7 @@ from fluster.cluster.controller.core.events import TokenCreated, TokenRevoked
 from fluster.cluster.controller.core.rows import JournalRow, RequestRow, TokenRow
 from fluster.cluster.controller.listing import page_size
 from fluster.cluster.controller.outcomes import wait_s
+from fluster.cluster.controller.wakers import woken
 from fluster.cluster.ids import JobId
 from fluster.cluster.tokens import TokenKind, secret_sha256
 from fluster.cluster.validation import check_id, check_int, check_seconds, refuse
@@ -68,7 +69,7 @@ class History:
                 )
                 if rows or asyncio.get_running_loop().time() >= deadline:
                     return pb.ListEventsResponse(events=[_event(seq, row) for seq, row in rows])
-                await asyncio.wait((grown,), timeout=deadline - asyncio.get_running_loop().time())
+                await woken(grown, deadline - asyncio.get_running_loop().time())
 
 
 def _event(seq: int, row: JournalRow) -> pb.Event:

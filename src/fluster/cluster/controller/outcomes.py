@@ -11,6 +11,7 @@ from protobuf import Oneof
 from fluster.cluster.controller import view
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow, ResultRow
+from fluster.cluster.controller.wakers import woken
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import JobStatus
 from fluster.cluster.validation import refuse
@@ -60,7 +61,7 @@ class Outcomes:
     async def _until_any(self, job_ids: list[JobId], deadline: float) -> None:
         with self._c.loop.wakers.jobs.for_any(job_ids) as ended:
             if all(job_id in self._c.state.jobs for job_id in job_ids):
-                await _done(ended, deadline)
+                await woken(ended, deadline - asyncio.get_running_loop().time())
 
     async def _until_all(self, job_ids: Iterable[JobId], deadline: float) -> None:
         """One after the other: who waits for many is not woken for each."""
@@ -72,7 +73,7 @@ class Outcomes:
         """Whether it ended before the deadline."""
         with self._c.loop.wakers.jobs.for_any([job_id]) as ended:
             if job_id in self._c.state.jobs:
-                await _done(ended, deadline)
+                await woken(ended, deadline - asyncio.get_running_loop().time())
         return job_id not in self._c.state.jobs
 
     async def result(self, request: pb.GetResultRequest) -> pb.GetResultResponse:
@@ -101,11 +102,6 @@ class Outcomes:
 async def _let_others(number: int) -> None:
     if number % _AT_ONCE == _AT_ONCE - 1:
         await asyncio.sleep(0)
-
-
-async def _done(waker: asyncio.Future[None], deadline: float) -> None:
-    """Returns when it is done, or at the deadline."""
-    await asyncio.wait((waker,), timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
 
 
 def _payload(stored: ResultRow) -> types_pb.Payload:

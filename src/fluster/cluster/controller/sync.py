@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from fluster.cluster.controller.core.events import Observed, WorkerRegistered, W
 from fluster.cluster.controller.core.rows import AttemptRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.controller.outcomes import wait_s
+from fluster.cluster.controller.wakers import woken
 from fluster.cluster.ids import AllocationId, JobId, WorkerId
 from fluster.cluster.states import WorkerStatus
 from fluster.cluster.tokens import TokenKind
@@ -41,7 +41,6 @@ class _Poll:
 
     incarnation: str
     seq: int
-    superseded: asyncio.Future[None]
 
 
 class Workers:
@@ -113,23 +112,18 @@ class Workers:
         except ResourceExhausted:
             # What it says could not be kept, but it was heard: its lease goes on, and it will say all of it again.
             hold_s = min(hold_s, _RETRY_S)
-        if poll.superseded.done():
-            return self._response(superseded=True)
         await self._hold(worker.worker_id, poll, request.desired_version, hold_s)
-        if poll.superseded.done():
+        if self._polls[worker.worker_id] is not poll:
             return self._response(superseded=True)
         return self._answer(worker.worker_id, request)
 
     def _take_turn(self, worker_id: WorkerId, request: pb.SyncWorkerRequest) -> _Poll | None:
         """This request as the newest of its incarnation; `None` if a newer one came before."""
         last = self._polls.get(worker_id)
-        if last is not None:
-            if last.incarnation == request.incarnation and request.seq <= last.seq:
-                return None
-            if not last.superseded.done():
-                last.superseded.set_result(None)
-        poll = _Poll(request.incarnation, request.seq, asyncio.get_running_loop().create_future())
-        self._polls[worker_id] = poll
+        if last is not None and last.incarnation == request.incarnation and request.seq <= last.seq:
+            return None
+        poll = self._polls[worker_id] = _Poll(request.incarnation, request.seq)
+        self._c.loop.wakers.workers.wake(worker_id)  # the older one is answered
         return poll
 
     async def _fold(self, worker: WorkerRow, request: pb.SyncWorkerRequest) -> None:
@@ -150,9 +144,10 @@ class Workers:
                 _log.warning("the result of %s is not here: blob %s", each.uid, each.exit.result_blob)
 
     async def _hold(self, worker_id: WorkerId, poll: _Poll, known_version: int, hold_s: float) -> None:
+        """Returns when something else is desired, when a newer request came, or when the time is over."""
         with self._c.loop.wakers.workers.for_any([worker_id]) as changed:
-            if self._c.loop.desired_version(worker_id) == known_version:
-                await asyncio.wait((changed, poll.superseded), timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._polls[worker_id] is poll and self._c.loop.desired_version(worker_id) == known_version:
+                await woken(changed, hold_s)
 
     def _response(self, *, superseded: bool = False, reregister: bool = False) -> pb.SyncWorkerResponse:
         return pb.SyncWorkerResponse(

@@ -40,8 +40,7 @@ class Waiting(Generic[K]):
     def wake(self, key: K) -> None:
         """Wakes all who wait for it."""
         for waker in self._futures.get(key, ()):
-            if not waker.done():
-                waker.set_result(None)
+            _finish(waker)
 
     def __len__(self) -> int:
         return len(self._futures)
@@ -60,3 +59,17 @@ class Wakers:
     workers: Waiting[WorkerId] = field(default_factory=Waiting)
     jobs: Waiting[JobId] = field(default_factory=Waiting)
     journal: Waiting[None] = field(default_factory=Waiting)
+
+
+async def woken(waker: asyncio.Future[None], within_s: float) -> None:
+    """Returns when the waker is done, or after so many seconds."""
+    timer = asyncio.get_running_loop().call_later(within_s, _finish, waker)
+    try:
+        await waker
+    finally:
+        timer.cancel()
+
+
+def _finish(waker: asyncio.Future[None]) -> None:
+    if not waker.done():
+        waker.set_result(None)
