@@ -1,4 +1,4 @@
-"""Runs Python on many machines: jobs, and the clusters they run on.
+"""Runs Python on many machines: jobs, actors, and the clusters they run on.
 
 Names resolve when first used, so that importing this package costs nothing a program does not need.
 """
@@ -9,6 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fluster.actor.futures import ActorFuture
+    from fluster.actor.pool import ActorPool, BroadcastHandle
+    from fluster.actor.proxy import ActorProxy
+    from fluster.actor.resolver import ClusterResolver, FixedResolver, Resolver
+    from fluster.actor.server import ActorServer
+    from fluster.actor.types import ActorContext, ActorEndpoint, ActorId, current_actor, idempotent
     from fluster.cluster.client import Cluster
     from fluster.cluster.job import Job
     from fluster.cluster.local import LocalCluster, current_cluster
@@ -71,12 +77,21 @@ __all__ = [
     "GPU_VARIANTS",
     "TPU_TOPOLOGIES",
     "ActorCallTimeout",
+    "ActorContext",
+    "ActorEndpoint",
     "ActorError",
+    "ActorFuture",
+    "ActorId",
     "ActorNotFound",
+    "ActorPool",
+    "ActorProxy",
+    "ActorServer",
     "ActorUnavailable",
     "AlreadyExists",
+    "BroadcastHandle",
     "Cause",
     "Cluster",
+    "ClusterResolver",
     "CpuConfig",
     "Endpoint",
     "EndpointId",
@@ -85,6 +100,7 @@ __all__ = [
     "Event",
     "Explanation",
     "FailedPrecondition",
+    "FixedResolver",
     "FlusterError",
     "GpuConfig",
     "Job",
@@ -102,6 +118,7 @@ __all__ = [
     "Priority",
     "RemoteError",
     "RemoteFault",
+    "Resolver",
     "ResourceConfig",
     "ResourceExhausted",
     "RetryPolicy",
@@ -119,11 +136,20 @@ __all__ = [
     "WorkerStatus",
     "__version__",
     "create_environment",
+    "current_actor",
     "current_cluster",
     "get_tpu_topology",
+    "idempotent",
 ]
 
 _HOME = {
+    "ActorFuture": "fluster.actor.futures",
+    "ActorPool": "fluster.actor.pool",
+    "ActorProxy": "fluster.actor.proxy",
+    "ActorServer": "fluster.actor.server",
+    "BroadcastHandle": "fluster.actor.pool",
+    **dict.fromkeys(("ClusterResolver", "FixedResolver", "Resolver"), "fluster.actor.resolver"),
+    **dict.fromkeys(("ActorContext", "ActorEndpoint", "ActorId", "current_actor", "idempotent"), "fluster.actor.types"),
     "Cluster": "fluster.cluster.client",
     "Job": "fluster.cluster.job",
     "LocalCluster": "fluster.cluster.local",

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -71,6 +72,7 @@ class Cluster:
             known=self._task is not None or self._surroundings() is not None,
         )
         self._leases = LeaseKeeper(self._rpc)
+        self._closers: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._address!r}, namespace={self._namespace!r})"
@@ -85,6 +87,9 @@ class Cluster:
 
     def close(self) -> None:
         """Close connections and stop renewing endpoints; jobs go on. Repeating it is harmless."""
+        while self._closers:
+            if (closer := self._closers.pop()()) is not None:
+                closer()
         self._leases.stop()
         self._rpc.close()
         self._leases.join()
@@ -390,6 +395,10 @@ class Cluster:
         """All endpoints whose name begins so, oldest first, without access keys."""
         request = pb.ListEndpointsRequest(prefix=prefix, namespace=self._namespace or "")
         return list(map(wire.endpoint, self._call("ListEndpoints", request, pb.ListEndpointsResponse).endpoints))
+
+    def _on_close(self, closer: Callable[[], None]) -> None:
+        """Has a method called when this is closed, if its object is still there: for what is built on a cluster."""
+        self._closers.append(weakref.WeakMethod(closer))
 
     def _call(self, method: str, request: Message, response_type: type[M], *, retry_s: float | None = None) -> M:
         return self._rpc.unary(method, request, response_type, retry_s=retry_s)

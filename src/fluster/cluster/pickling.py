@@ -16,6 +16,7 @@ import cloudpickle
 from fluster.cluster.culprit import describe_failure
 from fluster.cluster.surroundings import is_installed
 from fluster.errors import RemoteError
+from fluster.remote import Thrown
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import RemoteError as WireError
 
@@ -60,7 +61,8 @@ def load_outcome(data: bytes) -> Any:
     if kind is None:
         return None
     if isinstance(kind.value, WireError):
-        raise _rebuild(kind.value)
+        wire = kind.value
+        raise Thrown(wire.type_name, wire.message, wire.traceback, wire.pickled).rebuild()
     try:
         return pickle.loads(kind.value)
     except Exception as error:
@@ -74,25 +76,6 @@ def failed(data: bytes) -> bool:
     """Whether an outcome is an exception."""
     kind = Outcome.from_binary(data).kind
     return kind is not None and kind.field == "error"
-
-
-def _rebuild(remote: WireError) -> Exception:
-    error = _loaded(remote.pickled)
-    if error is None:
-        text = f"{remote.type_name}: {remote.message}" if remote.message else remote.type_name
-        error = RemoteError(text, type_name=remote.type_name, remote_traceback=remote.traceback)
-    if remote.traceback:
-        error.add_note(f"Remote traceback:\n{remote.traceback.rstrip()}")
-    return error
-
-
-def _loaded(pickled: bytes) -> Exception | None:
-    """The exception itself. Not a KeyboardInterrupt or the like: raised here, it would mean this process."""
-    try:
-        error = pickle.loads(pickled) if pickled else None
-    except Exception:  # whatever its class does when it is rebuilt
-        return None
-    return error if isinstance(error, Exception) else None
 
 
 @contextmanager

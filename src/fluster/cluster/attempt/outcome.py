@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -12,6 +11,7 @@ import cloudpickle
 from protobuf import Oneof
 
 from fluster.cluster.attempt import files
+from fluster.remote import Thrown, type_name
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome, RemoteError
 
 
@@ -25,7 +25,7 @@ def write_value(directory: Path, value: object) -> None:
         pickled: bytes = cloudpickle.dumps(value)
     except Exception as error:
         raise TypeError(
-            f"the entrypoint's result, of type {_type_name(type(value))}, cannot be pickled: {error}"
+            f"the entrypoint's result, of type {type_name(type(value))}, cannot be pickled: {error}"
         ) from error
     kind: Oneof[Literal["value"], bytes] = Oneof("value", pickled)
     _write(directory, Outcome(kind=kind))
@@ -33,11 +33,9 @@ def write_value(directory: Path, value: object) -> None:
 
 def write_error(directory: Path, error: BaseException) -> None:
     """Writes an exception: its texts always, itself if it survives pickling."""
+    thrown = Thrown.of(error)
     remote = RemoteError(
-        type_name=_clean(_type_name(type(error))),
-        message=_clean(_text(error)),
-        traceback=_clean("".join(traceback.format_exception(error))),
-        pickled=_pickled(error),
+        type_name=thrown.type_name, message=thrown.message, traceback=thrown.traceback, pickled=thrown.pickled
     )
     kind: Oneof[Literal["error"], RemoteError] = Oneof("error", remote)
     _write(directory, Outcome(kind=kind))
@@ -60,31 +58,3 @@ def without_frames_of(path: str, trace: TracebackType | None) -> TracebackType |
 
 def _write(directory: Path, outcome: Outcome) -> None:
     files.write_atomically(directory / files.RESULT, outcome.to_binary())
-
-
-def _pickled(error: BaseException) -> bytes:
-    try:
-        pickled: bytes = cloudpickle.dumps(error)
-        # An exception whose constructor takes other arguments than it passes on can be pickled but not loaded.
-        pickle.loads(pickled)
-    except Exception:
-        return b""
-    return pickled
-
-
-def _type_name(kind: type) -> str:
-    """As a traceback names it."""
-    module = kind.__module__
-    return kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"<its __str__ raised {type(failure).__name__}>"
-
-
-def _clean(text: str) -> str:
-    """Without lone surrogates, which no message may carry."""
-    return text.encode("utf-8", "backslashreplace").decode()

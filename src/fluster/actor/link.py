@@ -1,0 +1,253 @@
+"""A connection to an actor server that is open: what the challenge says, frames in, frames out."""
+
+from __future__ import annotations
+
+import array
+import hmac
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+
+from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, small_frame
+from fluster.actor.memory import Received, Slabs
+from fluster.actor.peers import skip
+from fluster.actor.protocol import (
+    ANSWER,
+    CHALLENGE,
+    NONCE_BYTES,
+    VERDICT,
+    VERSION,
+    Hello,
+    Kind,
+    Verdict,
+    caller_proof,
+    server_proof,
+    socket_name,
+)
+
+CONNECT_TIMEOUT_S = 10.0
+_MAX_PIECES = 64
+_IDLE_S, _INTERVAL_S, _PROBES = 3, 2, 3
+"""The kernel's own pings: a host that answers none is given up after 9 s. A process that is busy still answers."""
+
+
+class Impostor(ConnectionError):
+    """What answered does not have the server's key: the address belongs to somebody else by now."""
+
+
+class Refused(ConnectionError):
+    """The server does not accept the key."""
+
+
+class Link:
+    """One open connection.
+
+    Attributes:
+        reader: Used by whoever reads.
+        replies: How many replies came here; counted by whoever reads.
+        resumed: The server knew the session.
+        known: Of the calls that were asked about, whether the server knows them.
+        on_same_host: It is a Unix socket.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        access_key: str,
+        session: bytes,
+        open_calls: Sequence[int] | None,
+        received: Received,
+        max_message_bytes: int,
+    ) -> None:
+        """`open_calls`: resume the session, with these; `None`: a new one."""
+        self.on_same_host = sock.family == socket.AF_UNIX
+        self._sock = sock
+        self.resumed, self.known = _prove(sock, access_key, session, open_calls)
+        self.reader = FrameReader(sock, received, max_message_bytes)
+        self.replies = 0
+        self._lock = threading.Lock()
+        self._slabs = Slabs() if self.on_same_host else None
+        self._acknowledged = 0
+        self._closed = False
+
+    def send_small(self, kind: int, call_id: int = 0, body: bytes = b"", *, flags: int = 0, left_ms: int = 0) -> None:
+        """Sends a frame without buffers.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        with self._lock:
+            self._acknowledged = number = self.replies & 0xFFFFFFFF
+            self._sock.sendall(small_frame(kind, call_id, body, flags=flags, acknowledged=number, left_ms=left_ms))
+
+    def credit(self, call_id: int, consumed: int) -> None:
+        """Says how many items of a stream were consumed."""
+        with self._lock:
+            self._sock.sendall(small_frame(Kind.CREDIT, call_id, acknowledged=consumed))
+
+    def send(self, message: Message, *, left_ms: int = 0) -> Outgoing:
+        """Sends a message with buffers; returns how.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        with self._lock:
+            self._acknowledged = number = self.replies & 0xFFFFFFFF
+            outgoing = lay_out(message, self._slabs, acknowledged=number, left_ms=left_ms)
+            while self._slabs is not None and self._slabs.dropped:
+                self._sock.sendall(small_frame(Kind.DROP, self._slabs.dropped.pop()))
+            self._send_all(outgoing)
+        return outgoing
+
+    def acknowledge(self) -> None:
+        """Lets the server forget the replies that came: worth a frame when they were large."""
+        with self._lock:
+            if self._acknowledged != self.replies:
+                self._acknowledged = number = self.replies & 0xFFFFFFFF
+                self._sock.sendall(small_frame(Kind.ACK, acknowledged=number))
+
+    def free(self) -> None:
+        """Tells the server which of its memory is not used here any more."""
+        for number in self.reader.borrowed.freed():
+            self.send_small(Kind.FREE, number)
+
+    def freed(self, number: int) -> None:
+        """The server does not use this slab any more."""
+        with self._lock:
+            if self._slabs is not None:
+                self._slabs.give_back(number)
+
+    def readable_within(self, seconds: float) -> bool:
+        """Whether something has come in time."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
+
+    def close(self, *, bye: bool = False) -> None:
+        """Ends the connection; who reads or writes it notices. `bye`: nobody comes back for what is open."""
+        try:
+            if bye:
+                self._sock.send(small_frame(Kind.BYE), socket.MSG_DONTWAIT)
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._slabs is not None:
+                self._slabs.close()
+            self.reader.close()
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the descriptor; the parent's connection goes on."""
+        try:
+            os.close(self._sock.detach())
+        except OSError:
+            pass
+
+    def _send_all(self, outgoing: Outgoing) -> None:
+        pieces = outgoing.pieces
+        if outgoing.descriptor is None and len(pieces) == 1:
+            self._sock.sendall(pieces[0])
+            return
+        while pieces:
+            ancillary = []
+            if outgoing.descriptor is not None:
+                rights = array.array("i", [outgoing.descriptor])
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+            sent = self._sock.sendmsg(pieces[:_MAX_PIECES], ancillary)
+            if outgoing.descriptor is not None and outgoing.slab is not None:
+                outgoing.slab.close_descriptor()
+                outgoing.descriptor = None
+            skip(pieces, sent)
+
+
+def connect(address: str, access_key: str, *, same_host: bool, deadline: float) -> socket.socket:
+    """A socket to the server: a Unix socket where it can be reached by one, else TCP.
+
+    Raises:
+        ConnectionRefusedError: Nobody listens there.
+        OSError: It cannot be reached.
+    """
+    if same_host and (sock := _connect_here(access_key)) is not None:
+        return sock
+    host, _, port = address.rpartition(":")
+    timeout = max(0.001, min(CONNECT_TIMEOUT_S, deadline - time.monotonic()))
+    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        # What was sent and is not acknowledged counts as a ping too.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
+    return sock
+
+
+def _connect_here(access_key: str) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        sock.connect(socket_name(access_key))
+    except OSError:  # another machine, another network namespace, or another kernel
+        sock.close()
+        return None
+    return sock
+
+
+def _prove(
+    sock: socket.socket, access_key: str, session: bytes, open_calls: Sequence[int] | None
+) -> tuple[bool, list[bool]]:
+    """The challenge, both ways, as the caller; then whether the session was resumed, and which calls are known."""
+    sock.settimeout(CONNECT_TIMEOUT_S)
+    hello = Hello(open_calls is not None, session, secrets.token_bytes(NONCE_BYTES))
+    sock.sendall(hello.to_bytes())
+    version, nonce, proof = CHALLENGE.unpack(receive_exactly(sock, CHALLENGE.size))
+    if version != VERSION:
+        raise Refused(f"the actor server speaks version {version} of the protocol, this program {VERSION}")
+    if not hmac.compare_digest(proof, server_proof(access_key, hello, nonce)):
+        raise Impostor("what answers at the actor's address is not the actor's server")
+    asked = list(open_calls or ())
+    answer = ANSWER.pack(caller_proof(access_key, hello, nonce), len(asked))
+    sock.sendall(answer + struct.pack(f"<{len(asked)}Q", *asked))
+    (verdict,) = VERDICT.unpack(receive_exactly(sock, VERDICT.size))
+    if verdict not in (Verdict.OPENED, Verdict.RESUMED):
+        raise Refused("the actor server does not accept this caller's key")
+    resumed = verdict == Verdict.RESUMED
+    known = [bool(each) for each in receive_exactly(sock, len(asked))] if resumed else [False] * len(asked)
+    sock.settimeout(None)
+    return resumed, known
+
+
+def receive_exactly(sock: socket.socket, size: int, until: float | None = None) -> bytes:
+    """So many bytes.
+
+    Args:
+        sock: Blocking, or with a timeout of its own.
+        size: In bytes.
+        until: All of them must be there by then, however slowly they drip.
+
+    Raises:
+        ConnectionResetError: The other end closed before.
+        TimeoutError: It took too long.
+    """
+    received = bytearray()
+    while len(received) < size:
+        if until is not None:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+        piece = sock.recv(size - len(received))
+        if not piece:
+            raise ConnectionResetError("the other end closed the connection in the middle of its greeting")
+        received += piece
+        if until is not None and time.monotonic() > until:
+            raise TimeoutError("the greeting took too long")
+    return bytes(received)

@@ -1,0 +1,472 @@
+"""The calls of one caller: each runs once, however often it is sent, and its reply is kept until it has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fluster.actor import pickled
+from fluster.actor.frames import Frame, Message, Outgoing
+from fluster.actor.hosted import Hosted, Method, MethodKind, refused
+from fluster.actor.protocol import IN_STREAM, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
+from fluster.actor.types import CURRENT
+from fluster.errors import ActorCallTimeout, RemoteError
+
+if TYPE_CHECKING:
+    import threading
+
+    from fluster.actor.lanes import Lane, LoopThread, Work
+    from fluster.actor.memory import Slab
+    from fluster.actor.peers import Peer
+
+Resolve = Callable[[bytes], tuple[Hosted, Method]]
+"""Gives the method that a target names; raises `ActorNotFound`, or an AttributeError that refuses it."""
+
+
+class Session:
+    """One caller, over however many connections, one after the other.
+
+    Args:
+        resolve: Finds methods.
+        loop: Where coroutines run.
+        lock: Of its own.
+
+    Attributes:
+        peer: Its present connection.
+        silent_since: When it lost its last one; `None` while it has one.
+    """
+
+    def __init__(self, resolve: Resolve, loop: LoopThread, lock: threading.Lock) -> None:
+        self.peer: Peer | None = None
+        self.silent_since: float | None = None
+        self._resolve = resolve
+        self._loop = loop
+        self._lock = lock
+        self._calls: dict[int, Call] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call of it waits or runs."""
+        with self._lock:
+            return any(not call.done for call in self._calls.values())
+
+    def resume(self, open_calls: list[int]) -> list[bool]:
+        """The caller comes back: which of its calls without a reply are known here.
+
+        What else is kept has arrived, or nobody wants it. What its earlier connection still brings is not heeded: the
+        caller sends it again.
+        """
+        with self._lock:
+            before, self.peer = self.peer, None
+            wanted = set(open_calls)
+            for call_id in [call_id for call_id in self._calls if call_id not in wanted]:
+                call = self._calls.pop(call_id)
+                call.cancelled = True
+                call.release()
+            known = [call_id in self._calls for call_id in open_calls]
+        if before is not None:
+            before.close()
+        return known
+
+    def attach(self, peer: Peer) -> None:
+        """Goes on with this connection, once the caller knows; what it may not have got is sent again."""
+        with self._lock:
+            self.peer, self.silent_since = peer, None
+            for call in list(self._calls.values()):
+                call.resend(peer)
+
+    def lost(self, peer: Peer) -> None:
+        """The connection is gone."""
+        with self._lock:
+            if self.peer is peer:
+                self.peer = None
+                self.silent_since = time.monotonic()
+
+    def forget(self) -> None:
+        """The caller will not come back: what waits is not run, what runs is cancelled where it can be."""
+        with self._lock:
+            calls = list(self._calls.values())
+            self._calls.clear()
+        for call in calls:
+            call.cancel()
+            call.release()
+
+    def take(self, peer: Peer, frame: Frame) -> tuple[Lane, Work] | None:
+        """Heeds a frame; gives what is to be run, and where."""
+        if peer is not self.peer:
+            return None
+        match frame.kind:
+            case Kind.CALL:
+                if frame.acknowledged != peer.acknowledged:
+                    self._acknowledge(peer, frame.acknowledged)
+                return self._begin(peer, frame)
+            case Kind.ACK:
+                self._acknowledge(peer, frame.acknowledged)
+            case Kind.FREE:
+                peer.freed(frame.call_id)
+            case Kind.DROP:
+                peer.reader.borrowed.drop(frame.call_id)
+            case Kind.CANCEL:
+                self._cancel(frame.call_id)
+            case Kind.CREDIT:
+                return self._credit(frame.call_id, frame.acknowledged)
+            case Kind.BYE:
+                self.forget()
+        return None
+
+    def reply(self, call: Call, message: Message) -> None:
+        """The end of a call: kept, and sent if there is a connection."""
+        with self._lock:
+            call.done = True
+            if call.cancelled or self._calls.get(call.call_id) is not call:
+                self._calls.pop(call.call_id, None)
+                call.release()
+                return
+            call.reply = message
+            peer = self.peer
+            if peer is not None:
+                peer.sent.append(call.call_id)
+                call.reply, call.slab = peer.send(message)
+            elif message.buffers:
+                call.reply = Outgoing([], offsets=[IN_STREAM] * len(message.buffers)).snapshot(message)
+
+    def item(self, call: Stream, message: Message, number: int) -> None:
+        """Sends an item of a stream."""
+        with self._lock:
+            if self.peer is not None and not call.cancelled:
+                _unpin(self.peer.send(message, number))
+
+    def fail(self, call: Call, error: BaseException, flags: int = 0) -> None:
+        """The end of a call that raised, or could not be run."""
+        self.reply(call, Message(Kind.ERROR, call.call_id, pickled.dump_thrown(error), flags=flags))
+
+    def _begin(self, peer: Peer, frame: Frame) -> tuple[Lane, Work] | None:
+        with self._lock:
+            known = self._calls.get(frame.call_id)
+            if known is not None or peer is not self.peer:
+                return None  # sent twice; its reply comes, or has been sent again
+            streams = bool(frame.flags & Flag.STREAM)
+            call = (Stream if streams else Call)(self, frame)
+            self._calls[frame.call_id] = call
+        try:
+            hosted, method = self._resolve(call.target())
+            if method.kind.streams and not streams:
+                raise refused(f"{method.name} gives a stream: call proxy.{method.name}.stream(...)")
+            if streams and not method.kind.streams:
+                raise refused(f"{method.name} gives no stream: call it as proxy.{method.name}(...)")
+        except ProtocolError:
+            raise
+        except Exception as error:
+            self.fail(call, error, 0 if isinstance(error, AttributeError) else Flag.NOT_RUN)
+            return None
+        call.hosted, call.method = hosted, method
+        if method.kind in (MethodKind.ASYNC, MethodKind.ASYNC_GENERATOR):
+            call.stop = self._loop.spawn(call.run_async)
+            return None
+        return hosted.lane, call
+
+    def _acknowledge(self, peer: Peer, number: int) -> None:
+        with self._lock:
+            while peer.acknowledged != number and peer.sent:
+                peer.acknowledged = (peer.acknowledged + 1) & 0xFFFFFFFF
+                call = self._calls.pop(peer.sent.popleft(), None)
+                if call is not None:
+                    call.release()
+
+    def _cancel(self, call_id: int) -> None:
+        with self._lock:
+            call = self._calls.get(call_id)
+        if call is not None:
+            call.cancel()
+
+    def _credit(self, call_id: int, consumed: int) -> tuple[Lane, Work] | None:
+        with self._lock:
+            call = self._calls.get(call_id)
+        return call.credit(consumed) if isinstance(call, Stream) else None
+
+
+class Call:
+    """One call, from its frame to the arrival of its reply.
+
+    Attributes:
+        done: It has its reply.
+        cancelled: Nobody waits for the reply.
+        reply: What was or will be sent, in memory that nobody changes.
+        slab: Where its large buffers lie.
+        stop: Cancels its coroutine.
+    """
+
+    __slots__ = (
+        "_body",
+        "_buffers",
+        "call_id",
+        "cancelled",
+        "deadline",
+        "done",
+        "hosted",
+        "method",
+        "reply",
+        "session",
+        "slab",
+        "stop",
+    )
+
+    def __init__(self, session: Session, frame: Frame) -> None:
+        self.session = session
+        self.call_id = frame.call_id
+        self.deadline = time.monotonic() + frame.left_ms / 1000 if frame.left_ms else None
+        self.done = self.cancelled = False
+        self.reply: Message | None = None
+        self.stop: Callable[[], None] | None = None
+        self.hosted: Hosted
+        self.method: Method
+        self._body: bytes | memoryview | None = frame.body
+        self._buffers: list[memoryview] = frame.buffers
+        self.slab: Slab | None = None
+
+    def target(self) -> bytes:
+        """What is called; the body keeps the arguments alone.
+
+        Raises:
+            ProtocolError: The body is none of a call.
+        """
+        body = self._body
+        assert body is not None
+        if len(body) < TARGET.size:
+            raise ProtocolError("a call without a target came")
+        (length,) = TARGET.unpack_from(body)
+        end = TARGET.size + length
+        self._body = body[end:]
+        return bytes(body[TARGET.size : end])
+
+    def run(self) -> None:
+        """Runs it in a lane's thread."""
+        if not self._may_begin():
+            return
+        try:
+            function, args, kwargs = self._prepared()
+            value = function(*args, **kwargs)
+        except BaseException as error:
+            args = kwargs = None
+            self._raised(error)
+        else:
+            del args, kwargs, function
+            self._returned(value)
+
+    async def run_async(self) -> None:
+        """Runs it in the event loop."""
+        if not self._may_begin():
+            return
+        try:
+            function, args, kwargs = self._prepared()
+            left_s = None if self.deadline is None else self.deadline - time.monotonic()
+            async with asyncio.timeout(left_s):
+                value = await function(*args, **kwargs)
+        except asyncio.CancelledError as error:
+            args = kwargs = None
+            self._raised(error)
+        except BaseException as error:
+            args = kwargs = None
+            self._raised(error)
+        else:
+            del args, kwargs, function
+            self._returned(value)
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+        if self.stop is not None:
+            self.stop()
+
+    def resend(self, peer: Peer) -> None:
+        """Sends what there is of a reply."""
+        if self.reply is not None:
+            peer.sent.append(self.call_id)
+            _unpin(peer.send(self.reply))
+
+    def release(self) -> None:
+        """Its reply has arrived, or nobody wants it."""
+        self.reply = None
+        if self.slab is not None:
+            self.slab.pinned, self.slab = False, None
+
+    def _may_begin(self) -> bool:
+        if self.cancelled:
+            self._drop_arguments()
+            self.session.fail(self, ActorCallTimeout("the call was cancelled before it began"))
+            return False
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self._drop_arguments()
+            self.session.fail(self, ActorCallTimeout("the call's deadline passed before it began"))
+            return False
+        if self.hosted.gone:
+            self._drop_arguments()
+            self.session.fail(self, _unregistered(self.hosted), Flag.NOT_RUN)
+            return False
+        return True
+
+    def _prepared(self) -> tuple[Callable[..., Any], Any, Any]:
+        body, buffers = self._body, self._buffers
+        self._drop_arguments()
+        assert body is not None
+        try:
+            args, kwargs = pickled.load(body, buffers)
+        except Exception as error:
+            raise RemoteError(
+                f"the arguments of {self.method.name} cannot be rebuilt in the actor: {type(error).__name__}: {error}"
+            ) from error
+        if self.method.takes_context:
+            args = (self.hosted.context, *args)
+        CURRENT.set(self.hosted.context)
+        return self.hosted.bound(self.method), args, kwargs
+
+    def _drop_arguments(self) -> None:
+        self._body, self._buffers = None, []
+
+    def _returned(self, value: Any) -> None:
+        self._free_arguments()
+        self.session.reply(self, dumped(Kind.REPLY, self.call_id, value))
+
+    def _raised(self, error: BaseException) -> None:
+        content = pickled.dump_thrown(error)
+        # What it refers to, arguments among others, is not needed any more.
+        error.__traceback__ = None
+        del error
+        self._free_arguments()
+        self.session.reply(self, Message(Kind.ERROR, self.call_id, content))
+
+    def _free_arguments(self) -> None:
+        peer = self.session.peer
+        if peer is not None:
+            peer.free()
+
+
+class Stream(Call):
+    """A call whose method gives items: it goes on in steps, as far as the caller has consumed what came before."""
+
+    __slots__ = ("_consumed", "_iterator", "_parked", "_sent", "_unconsumed", "_wake")
+
+    def __init__(self, session: Session, frame: Frame) -> None:
+        super().__init__(session, frame)
+        self._iterator: Iterator[Any] | None = None
+        self._unconsumed: deque[tuple[int, Message]] = deque()
+        self._sent = self._consumed = 0
+        self._parked = False
+        self._wake: asyncio.Event | None = None
+
+    def run(self) -> None:
+        """One step: items as far as they are wanted, unless something else waits for the thread."""
+        try:
+            if self._iterator is None:
+                if not self._may_begin():
+                    return
+                function, args, kwargs = self._prepared()
+                self._iterator = iter(function(*args, **kwargs))
+            CURRENT.set(self.hosted.context)
+            while not self.cancelled:
+                if self._sent - self._consumed >= STREAM_WINDOW and self._park():
+                    return
+                self._give(next(self._iterator))
+                if self.hosted.lane.has_work:
+                    self.hosted.lane.push(self)
+                    return
+            self._close()
+            self._returned(None)
+        except StopIteration:
+            self._returned(None)
+        except BaseException as error:
+            self._raised(error)
+
+    async def run_async(self) -> None:
+        """All of it, in the event loop."""
+        self._wake = asyncio.Event()
+        if not self._may_begin():
+            return
+        try:
+            function, args, kwargs = self._prepared()
+            items: AsyncIterator[Any] = function(*args, **kwargs)
+            async for item in items:
+                self._give(item)
+                while self._sent - self._consumed >= STREAM_WINDOW:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except BaseException as error:
+            self._raised(error)
+        else:
+            self._returned(None)
+
+    def cancel(self) -> None:
+        """Ends it at its next item."""
+        super().cancel()
+        if self._parked and self.stop is None:
+            self._parked = False
+            self.hosted.lane.push(self)
+
+    def credit(self, consumed: int) -> tuple[Lane, Work] | None:
+        """The caller has consumed so many."""
+        self._consumed = max(self._consumed, consumed)
+        while self._unconsumed and self._unconsumed[0][0] <= consumed:
+            self._unconsumed.popleft()
+        if self._wake is not None:
+            self.session._loop.call(self._wake.set)
+        elif self._parked:
+            self._parked = False
+            return self.hosted.lane, self
+        return None
+
+    def resend(self, peer: Peer) -> None:
+        """Sends what is not known to have arrived."""
+        for number, message in self._unconsumed:
+            _unpin(peer.send(message, number))
+        super().resend(peer)
+
+    def _close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+    def _park(self) -> bool:
+        """Waits for credit; false if it came just now."""
+        self._parked = True
+        if self._sent - self._consumed < STREAM_WINDOW or self.cancelled:
+            self._parked = False
+            return False
+        return True
+
+    def _give(self, item: Any) -> None:
+        self._sent += 1
+        message = dumped(Kind.ITEM, self.call_id, item)
+        if message.kind == Kind.ERROR:
+            raise pickled.load_thrown(message.body)
+        # A copy: the generator may change what it gave, and the item may have to be sent again.
+        message = Message(message.kind, message.call_id, message.body, [memoryview(bytes(b)) for b in message.buffers])
+        self._unconsumed.append((self._sent, message))
+        self.session.item(self, message, self._sent)
+
+    def _returned(self, value: Any) -> None:
+        self._free_arguments()
+        self.session.reply(self, Message(Kind.END, self.call_id, b""))
+
+
+def dumped(kind: int, call_id: int, value: Any) -> Message:
+    """A value to be sent; an ERROR if it cannot be."""
+    try:
+        body, buffers = pickled.dump(value)
+    except Exception as error:
+        return Message(Kind.ERROR, call_id, pickled.dump_thrown(pickled.unpicklable_result(value, error)))
+    return Message(kind, call_id, body, buffers)
+
+
+def _unpin(sent: tuple[Message, Slab | None]) -> None:
+    """What it was sent from is kept anyway."""
+    if sent[1] is not None:
+        sent[1].pinned = False
+
+
+def _unregistered(hosted: Hosted) -> Exception:
+    from fluster.errors import ActorNotFound
+
+    return ActorNotFound(hosted.name, f"actor {hosted.name!r} was unregistered")

@@ -1,0 +1,674 @@
+"""Calls from this process to one actor server: sent once, sent again when a connection breaks, answered once.
+
+Any threads may call. One that waits for its reply reads the connection itself, for all who wait, and hands reading on
+when it has what it waited for; a thread of its own reads only for futures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fluster.actor import pickled
+from fluster.actor.frames import Frame, Message
+from fluster.actor.futures import ActorFuture
+from fluster.actor.link import Impostor, Link, Refused, connect
+from fluster.actor.memory import Received, Slab
+from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, MAX_BODY_BYTES, MAX_RESUMED, SESSION_BYTES, Flag, Kind
+from fluster.errors import ActorCallTimeout, ActorUnavailable, ResourceExhausted
+
+_log = logging.getLogger(__name__)
+
+SAME_HOST = True
+"""Whether Unix sockets and shared memory are tried; benchmarks turn it off."""
+GIVE_UP_S = 10.0
+"""After so long without a connection the registration counts as gone."""
+MAX_IN_FLIGHT = 4_096
+MAX_IN_FLIGHT_BYTES = 256 << 20
+"""Calls without a reply, and their arguments: more make callers wait. A larger one goes alone."""
+_LARGE_BYTES = MAX_IN_FLIGHT_BYTES // MAX_IN_FLIGHT
+_PAUSE_S = 0.05
+_READER_STAYS_S = 1.0
+_CREDIT_EVERY = 8
+
+
+class NotRun(Exception):
+    """The registration is gone, and it is certain that nothing of the call was run.
+
+    Attributes:
+        error: What the caller is told if there is no other registration.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Pending:
+    """A call that has no reply yet."""
+
+    __slots__ = (
+        "call_id",
+        "consumed",
+        "deadline",
+        "done",
+        "error",
+        "frame",
+        "future",
+        "items",
+        "message",
+        "number",
+        "sent",
+        "size",
+        "slab",
+        "wake",
+    )
+
+    def __init__(self, call_id: int, message: Message, deadline: float | None, size: int) -> None:
+        self.call_id = call_id
+        self.message = message
+        self.deadline = deadline
+        self.size = size
+        self.sent = self.done = False
+        self.frame: Frame | None = None
+        self.error: BaseException | None = None
+        self.future: ActorFuture[Any] | None = None
+        self.items: deque[Frame] | None = None
+        self.number = self.consumed = 0
+        self.slab: Slab | None = None
+        self.wake: threading.Lock | None = None
+
+    def left_ms(self) -> int:
+        """Until its deadline, at least 1; 0: it has none."""
+        if self.deadline is None:
+            return 0
+        return max(1, min(0xFFFFFFFF, int((self.deadline - time.monotonic()) * 1000)))
+
+
+class Channel:
+    """The way from this process to one server.
+
+    Args:
+        address: ``host:port``.
+        access_key: Of the server.
+        max_message_bytes: Of a call's arguments, and of its result.
+    """
+
+    def __init__(self, address: str, access_key: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self.address = address
+        self._access_key = access_key
+        self._limit = max_message_bytes
+        self._session = secrets.token_bytes(SESSION_BYTES)
+        self._received = Received()
+        self._link: Link | None = None
+        self._opened = False
+        self._lost_at: float | None = None
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._futures: dict[int, _Pending] = {}
+        self._large_bytes = 0
+        self._blocked = 0
+        self._frames: deque[tuple[Link, Frame]] = deque()  # read, and not heeded yet
+        # Order of locks: _role, _sending, _lock. The role is held by whoever reads.
+        self._sending = threading.Lock()
+        self._role = threading.Lock()
+        self._role_owner = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: dict[int, _Pending] = {}
+        self._reader: threading.Thread | None = None
+        self._reader_idle = False
+        self._gone: Exception | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the registration is known to be gone."""
+        return self._gone is not None
+
+    @property
+    def spent(self) -> bool:
+        """Whether the registration is gone and nobody waits any more."""
+        return self._gone is not None and not self._pending
+
+    def call(self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+        """Calls and waits for the result.
+
+        Raises:
+            ActorCallTimeout: It did not come in time.
+            ActorUnavailable: The registration is gone; whether the call ran is unknown.
+            NotRun: The registration is gone, and the call did not run.
+            BaseException: What the method raised.
+        """
+        pending = self._prepare(target, args, kwargs, timeout)
+        try:
+            self._send(pending)
+            if not pending.done:
+                self._wait(pending, pending.deadline)
+        except BaseException as error:
+            self._give_up(pending, error)
+            raise
+        return self._result(pending)
+
+    def submit(
+        self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    ) -> ActorFuture[Any]:
+        """Calls; the result comes to the future. Arguments are taken as they are now."""
+        pending = self._prepare(target, args, kwargs, timeout)
+        future: ActorFuture[Any] = ActorFuture(lambda: self._cancel(pending))
+        pending.future = future
+        self._futures[pending.call_id] = pending
+        try:
+            self._send(pending)
+        except BaseException:
+            self._futures.pop(pending.call_id, None)
+            self._pending.pop(pending.call_id, None)
+            raise
+        if self._reader is None or self._reader_idle:
+            self._start_reader()
+        return future
+
+    def stream(
+        self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    ) -> ActorStream:
+        """Calls a method that gives items."""
+        pending = self._prepare(target, args, kwargs, timeout, Flag.STREAM)
+        pending.items = deque()
+        self._send(pending)
+        return ActorStream(self, pending)
+
+    def close(self) -> None:
+        """Ends the connection; calls without a reply fail."""
+        with self._sending:
+            self._leave(ActorUnavailable("the connection to the actor was closed by this program"))
+        self._fail_all()
+        reader = self._reader
+        if reader is not None and reader is not threading.current_thread():
+            reader.join(5.0)
+
+    def abandon(self) -> None:
+        """In a forked child: the parent's connection is let go of, and goes on there."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.abandon()
+
+    # Sending
+
+    def _prepare(
+        self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, flags: int = 0
+    ) -> _Pending:
+        body, buffers = pickled.dump_arguments(args, kwargs)
+        body = target + body
+        size = len(body) + sum(each.nbytes for each in buffers) if buffers else len(body)
+        if size > self._limit or len(body) > MAX_BODY_BYTES:
+            limit = min(self._limit, MAX_BODY_BYTES)
+            raise ResourceExhausted(
+                f"the call's arguments take {size:,} bytes, more than the {limit:,} that may travel"
+            )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._gone is not None:
+            raise NotRun(self._gone)
+        call_id = next(self._ids)
+        return _Pending(call_id, Message(Kind.CALL, call_id, body, buffers, flags), deadline, size)
+
+    def _send(self, pending: _Pending) -> None:
+        self._admit(pending)
+        deadline = pending.deadline
+        if deadline is None:
+            self._sending.acquire()
+        elif not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise _too_late()
+        try:
+            link = self._link or self._open(deadline)
+            self._pending[pending.call_id] = pending
+            if pending.sent:
+                return
+            pending.sent = True
+            try:
+                self._transmit(link, pending)
+            except OSError:
+                self._broken(link)
+        finally:
+            self._sending.release()
+            if self._gone is not None and self._link is None:
+                self._fail_all()
+
+    def _transmit(self, link: Link, pending: _Pending) -> None:
+        message = pending.message
+        if not message.buffers:
+            link.send_small(Kind.CALL, message.call_id, message.body, flags=message.flags, left_ms=pending.left_ms())
+            return
+        link.free()
+        outgoing = link.send(message, left_ms=pending.left_ms())
+        if pending.future is not None or pending.items is not None:
+            # The caller goes on, and may change what it gave.
+            pending.message, pending.slab = outgoing.snapshot(message), outgoing.slab
+            if outgoing.slab is not None:
+                outgoing.slab.pinned = True
+
+    def _admit(self, pending: _Pending) -> None:
+        """Waits until there is room for one more; whoever reads for others must not wait."""
+        if pending.size < _LARGE_BYTES:
+            pending.size = 0  # the number of calls bounds the small ones
+            if len(self._pending) < MAX_IN_FLIGHT:
+                return
+        with self._changed:
+            self._blocked += 1
+            try:
+                while self._is_full(pending.size) and self._role_owner != threading.get_ident():
+                    left = None if pending.deadline is None else pending.deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise _too_late()
+                    self._changed.wait(left)
+                self._large_bytes += pending.size
+            finally:
+                self._blocked -= 1
+
+    def _is_full(self, size: int) -> bool:
+        if self._gone is not None:
+            return False
+        if len(self._pending) >= MAX_IN_FLIGHT:
+            return True
+        return bool(size and self._large_bytes and self._large_bytes + size > MAX_IN_FLIGHT_BYTES)
+
+    def _discharge(self, pending: _Pending) -> None:
+        """Its room is free."""
+        if pending.slab is not None:
+            pending.slab.pinned = False
+        if pending.size or self._blocked:
+            with self._changed:
+                self._large_bytes -= pending.size
+                self._changed.notify_all()
+
+    # Connecting: with _sending held
+
+    def _open(self, deadline: float | None) -> Link:
+        """The connection; a new one if there is none. Calls that it has to go on with are sent again.
+
+        Raises:
+            NotRun: The registration is gone.
+            ActorCallTimeout: The deadline passed before.
+        """
+        began = self._lost_at if self._lost_at is not None else time.monotonic()
+        while True:
+            if self._gone is not None:
+                raise NotRun(self._gone)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise _too_late()
+            try:
+                return self._connected(min(began + GIVE_UP_S, deadline or float("inf")))
+            except (ConnectionRefusedError, Impostor, Refused) as error:
+                self._leave(ActorUnavailable(f"the actor's server at {self.address} is gone: {error}"))
+            except (OSError, EOFError) as error:
+                if time.monotonic() - began >= GIVE_UP_S:
+                    why = f"the actor's server at {self.address} could not be reached for {GIVE_UP_S:g} s: {error}"
+                    self._leave(ActorUnavailable(why))
+                elif deadline is None or time.monotonic() < deadline:
+                    time.sleep(_PAUSE_S)
+
+    def _connected(self, deadline: float) -> Link:
+        sock = connect(self.address, self._access_key, same_host=SAME_HOST, deadline=deadline)
+        try:
+            open_calls = sorted(self._pending)[:MAX_RESUMED] if self._opened else None
+            link = Link(sock, self._access_key, self._session, open_calls, self._received, self._limit)
+        except BaseException:
+            sock.close()
+            raise
+        if open_calls and not link.resumed:
+            link.close()
+            raise Refused("it has forgotten this caller's calls")
+        for call_id, is_known in zip(open_calls or (), link.known, strict=True):
+            pending = self._pending.get(call_id)
+            if pending is not None and not is_known:
+                pending.sent = True
+                self._transmit(link, pending)
+        self._opened, self._lost_at, self._link = True, None, link
+        return link
+
+    def _broken(self, link: Link) -> None:
+        """The connection is of no more use; whoever waits makes another."""
+        if self._link is link:
+            self._link = None
+            self._lost_at = time.monotonic()
+        link.close()
+
+    def _leave(self, error: Exception) -> None:
+        """The registration is gone: nothing is sent any more. `_fail_all` tells who waits, without `_sending`."""
+        with self._changed:
+            if self._gone is None:
+                self._gone = error
+            link, self._link = self._link, None
+            self._changed.notify_all()
+        if link is not None:
+            link.close(bye=True)
+
+    def _fail_all(self) -> None:
+        error = self._gone
+        assert error is not None
+        while self._pending:
+            try:
+                _, pending = self._pending.popitem()
+            except KeyError:
+                break
+            pending.error = error if pending.sent else NotRun(error)
+            self._settle(pending)
+
+    # Receiving
+
+    def _wait(self, pending: _Pending, deadline: float | None, *, until: Callable[[], bool] | None = None) -> None:
+        """Returns when the call has its reply, or `until` is true."""
+        while not (pending.done or (until is not None and until())):
+            if self._role_owner == threading.get_ident():  # called by the callback of a future
+                self._read(deadline)
+            elif self._role.acquire(blocking=False):
+                self._role_owner = threading.get_ident()
+                try:
+                    while not (pending.done or (until is not None and until())):
+                        self._read(deadline)
+                finally:
+                    self._release_role()
+            else:
+                self._sleep(pending, deadline)
+
+    def _release_role(self) -> None:
+        self._role_owner = 0
+        self._role.release()
+        if self._waiting:
+            self._promote()
+
+    def _sleep(self, pending: _Pending, deadline: float | None) -> None:
+        """Until the reader has something for this call, or reads no more."""
+        wake = pending.wake
+        if wake is None:
+            wake = threading.Lock()
+            wake.acquire()
+            pending.wake = wake
+        self._waiting[pending.call_id] = pending
+        try:
+            if not pending.done and not pending.items:
+                if self._role.acquire(blocking=False):  # the reader left just before
+                    self._role.release()
+                elif deadline is None:
+                    wake.acquire()
+                elif not wake.acquire(timeout=max(0.0, deadline - time.monotonic())) and not pending.done:
+                    raise _too_late()
+        finally:
+            self._waiting.pop(pending.call_id, None)
+
+    def _promote(self) -> None:
+        """Has another of those who wait read."""
+        for pending in list(self._waiting.values()):
+            if not pending.done and _release(pending.wake):
+                return
+
+    def _read(self, deadline: float | None) -> None:
+        """Reads once, for all who wait."""
+        if self._frames:
+            self._heed_all()
+            return
+        link = self._link
+        if link is None:
+            self._restore(deadline)
+            return
+        if deadline is not None and not link.readable_within(deadline - time.monotonic()):
+            raise _too_late()
+        try:
+            frames = link.reader.read()
+        except (EOFError, OSError, ValueError, MemoryError):
+            with self._sending:
+                self._broken(link)
+            return
+        except BaseException:  # a signal's: what was read may be lost
+            self._broken(link)
+            raise
+        if len(frames) == 1:
+            self._heed(link, frames[0])
+        else:
+            self._frames.extend((link, frame) for frame in frames)
+            self._heed_all()
+
+    def _heed_all(self) -> None:
+        # The callback of a future may come back here, and must find what is left.
+        while self._frames:
+            self._heed(*self._frames.popleft())
+
+    def _restore(self, deadline: float | None) -> None:
+        if not self._pending:
+            return
+        timeout = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._sending.acquire(timeout=timeout):
+            raise _too_late()
+        try:
+            if self._link is None and self._pending:
+                self._open(deadline)
+        except NotRun:
+            pass  # who waits is told below
+        finally:
+            self._sending.release()
+        if self._gone is not None and self._link is None:
+            self._fail_all()
+
+    def _heed(self, link: Link, frame: Frame) -> None:
+        kind = frame.kind
+        if kind in (Kind.REPLY, Kind.ERROR, Kind.END):
+            link.replies += 1
+            pending = self._pending.pop(frame.call_id, None)
+            if pending is not None:
+                pending.frame = frame
+                self._settle(pending)
+            if frame.buffers:
+                self._quietly(link.acknowledge)
+        elif kind == Kind.ITEM:
+            pending = self._pending.get(frame.call_id)
+            if pending is not None and pending.items is not None and frame.acknowledged == pending.number + 1:
+                pending.number += 1
+                pending.items.append(frame)
+                _release(pending.wake)
+        elif kind == Kind.FREE:
+            link.freed(frame.call_id)
+        elif kind == Kind.DROP:
+            link.reader.borrowed.drop(frame.call_id)
+        elif kind == Kind.BYE:
+            with self._changed:
+                self._gone = self._gone or ActorUnavailable(f"the actor's server at {self.address} shuts down")
+
+    def _settle(self, pending: _Pending) -> None:
+        """The call has its reply, or never gets one."""
+        if pending.size or pending.slab is not None or self._blocked:
+            self._discharge(pending)
+        pending.done = True
+        future = pending.future
+        if future is not None:
+            self._futures.pop(pending.call_id, None)
+            self._resolve(pending, future)
+        else:
+            _release(pending.wake)
+
+    def _resolve(self, pending: _Pending, future: ActorFuture[Any]) -> None:
+        try:
+            value = self._result(pending)
+        except BaseException as error:
+            if isinstance(error, NotRun):
+                error = error.error
+            if not future.cancelled():
+                _set(future.set_exception, error)
+        else:
+            if not future.cancelled():
+                _set(future.set_result, value)
+
+    def _result(self, pending: _Pending) -> Any:
+        frame = pending.frame
+        if frame is None:
+            assert pending.error is not None
+            raise pending.error
+        pending.frame = None
+        return reply_of(frame)
+
+    # Giving up
+
+    def _give_up(self, pending: _Pending, error: BaseException) -> None:
+        """Nobody waits for it any more."""
+        if self._pending.pop(pending.call_id, None) is None:
+            return
+        self._discharge(pending)
+        link = self._link
+        if link is not None and not isinstance(error, NotRun):
+            self._quietly(lambda: link.send_small(Kind.CANCEL, pending.call_id))
+
+    def _cancel(self, pending: _Pending) -> None:
+        self._futures.pop(pending.call_id, None)
+        self._give_up(pending, ActorCallTimeout("cancelled"))
+
+    def _quietly(self, send: Callable[[], None]) -> None:
+        """What may fail to be sent: the connection's end is noticed by whoever reads it."""
+        try:
+            send()
+        except OSError:
+            pass
+
+    # The thread that reads for futures
+
+    def _start_reader(self) -> None:
+        with self._lock:
+            if self._reader is None:
+                self._reader = threading.Thread(target=self._read_for_futures, name="fluster-actor-reader", daemon=True)
+                self._reader.start()
+            else:
+                self._changed.notify_all()
+
+    def _read_for_futures(self) -> None:
+        while True:
+            while self._futures:
+                due = self._next_deadline()
+                timeout = -1 if due is None else max(0.0, due - time.monotonic())
+                if not self._role.acquire(timeout=timeout):
+                    self._expire()
+                    continue
+                self._role_owner = threading.get_ident()
+                try:
+                    while self._futures:
+                        try:
+                            self._read(self._next_deadline())
+                        except ActorCallTimeout:
+                            self._expire()
+                finally:
+                    self._release_role()
+            with self._changed:
+                self._reader_idle = True
+                if not self._futures and self._gone is None:
+                    self._changed.wait(_READER_STAYS_S)
+                self._reader_idle = False
+                if not self._futures:
+                    self._reader = None
+                    return
+
+    def _next_deadline(self) -> float | None:
+        return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for pending in list(self._futures.values()):
+            if pending.deadline is not None and pending.deadline <= now:
+                self._futures.pop(pending.call_id, None)
+                self._give_up(pending, ActorCallTimeout(""))
+                if pending.future is not None and not pending.future.done():
+                    _set(pending.future.set_exception, _too_late())
+
+
+class ActorStream:
+    """The items of a stream, as they come. A `for` loop over it, or `close`, ends it."""
+
+    def __init__(self, channel: Channel, pending: _Pending) -> None:
+        self._channel = channel
+        self._pending = pending
+        self._over = False
+
+    def __iter__(self) -> ActorStream:
+        return self
+
+    def __next__(self) -> Any:
+        pending, channel = self._pending, self._channel
+        if self._over:
+            raise StopIteration
+        items = pending.items
+        assert items is not None
+        try:
+            channel._wait(pending, pending.deadline, until=lambda: bool(items))
+        except BaseException as error:
+            self._over = True
+            channel._give_up(pending, error)
+            raise
+        if not items:
+            self._over = True
+            if pending.frame is not None and pending.frame.kind == Kind.END:
+                raise StopIteration
+            channel._result(pending)
+            raise StopIteration
+        frame = items.popleft()
+        pending.consumed += 1
+        link = channel._link
+        if link is not None and pending.consumed % _CREDIT_EVERY == 0 and not pending.done:
+            channel._quietly(lambda: link.credit(pending.call_id, pending.consumed))
+        return reply_of(frame)
+
+    def close(self) -> None:
+        """The rest is not wanted."""
+        if not self._over:
+            self._over = True
+            self._channel._give_up(self._pending, ActorCallTimeout("closed"))
+
+    def __enter__(self) -> ActorStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def reply_of(frame: Frame) -> Any:
+    """What a reply carries.
+
+    Raises:
+        NotRun: Nothing was run, because the registration is gone.
+        BaseException: What the method raised.
+    """
+    if frame.kind == Kind.ERROR:
+        error = pickled.load_thrown(frame.body)
+        if frame.flags & Flag.NOT_RUN and isinstance(error, Exception):
+            raise NotRun(error)
+        raise error
+    if frame.kind == Kind.END:
+        return None
+    try:
+        return pickled.load(frame.body, frame.buffers)
+    except Exception as error:
+        raise pickled.not_rebuilt("the result", error) from error
+
+
+def _set(setter: Callable[[Any], None], value: Any) -> None:
+    """Whoever cancelled it in this moment is first."""
+    from concurrent.futures import InvalidStateError
+
+    try:
+        setter(value)
+    except InvalidStateError:
+        pass
+
+
+def _release(wake: threading.Lock | None) -> bool:
+    """Whether there was somebody to wake."""
+    if wake is None:
+        return False
+    try:
+        wake.release()
+    except RuntimeError:  # woken already
+        pass
+    return True
+
+
+def _too_late() -> ActorCallTimeout:
+    return ActorCallTimeout("the call's deadline passed before its reply came")
