@@ -19,9 +19,12 @@ def launch(cluster: Cluster, name: str, script: str, resources: ResourceConfig =
 
 
 @pytest.fixture(scope="module")
-def ended(local_cluster: LocalCluster) -> str:
-    """A gang of two that failed."""
-    script = 'echo "out $FLUSTER_TASK_INDEX"; echo "err $FLUSTER_TASK_INDEX" >&2; sleep 0.2; exit 7'
+def ended(local_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A gang of two that failed, once both had said what they had to say."""
+    said = shlex.quote(str(tmp_path_factory.mktemp("ended") / "said"))
+    script = f"""echo "out $FLUSTER_TASK_INDEX"; echo "err $FLUSTER_TASK_INDEX" >&2
+        if [ $FLUSTER_TASK_INDEX = 1 ]; then touch {said}; exec sleep 60; fi
+        until [ -e {said} ]; do sleep 0.05; done; exit 7"""
     job_id = launch(local_cluster, "ended", script, ResourceConfig.with_cpu(cpu=0.1, memory="100MB", replicas=2))
     local_cluster.wait(job_id, timeout=20)
     return job_id

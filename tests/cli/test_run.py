@@ -6,7 +6,8 @@ import subprocess
 import pytest
 from tests.cli.conftest import Fluster, wait_until
 
-from fluster import Cluster, JobStatus
+from fluster import Cluster, Entrypoint, JobId, JobRequest, JobStatus
+from fluster.cli.follow import run_there
 
 
 def test_each_stream_of_the_job_is_the_same_here_and_its_exit_code_is_passed_on(fluster: Fluster) -> None:
@@ -111,6 +112,24 @@ def test_ctrl_c_while_waiting_detaches_at_once(fluster: Fluster, cluster: Cluste
     assert process.returncode == 130
     assert "detached" in stderr
     assert fluster("stop", "impossible").code == 0
+
+
+def test_ctrl_c_while_launching_says_which_job_goes_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch, launched = cluster.launch, []
+
+    def interrupted_before_the_answer(request: JobRequest) -> JobId:
+        monkeypatch.undo()
+        launched.append(launch(request))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "launch", interrupted_before_the_answer)
+    assert run_there(cluster, JobRequest("hasty", Entrypoint.from_command("sleep", "60"))) == 130
+    (job_id,) = launched
+    assert f"detached: job {job_id} goes on" in capsys.readouterr().err
+    assert [job.job_id for job in cluster.list_jobs(name_prefix="hasty")] == [job_id]
+    cluster.terminate(job_id)
 
 
 def test_a_reader_that_leaves_is_no_error_and_the_job_goes_on(fluster: Fluster, cluster: Cluster) -> None:

@@ -40,7 +40,7 @@ def test_terminating_jobs_leaves_nothing_of_programs_that_try_to_escape(cluster:
         info = cluster.wait(job_id, timeout=lab.WITHIN_S)
         assert not survivors(tree), name
         assert (info.status, info.cause) == (JobStatus.STOPPED, Cause.TERMINATED), name
-    assert time.monotonic() - asked_at < 13.0  # the grace, and what ending takes
+    assert time.monotonic() - asked_at < 18.0  # the grace of 10 s, and what ending takes
 
 
 def test_a_daemon_left_behind_by_a_job_that_exits_0_is_gone_when_the_job_has_succeeded(

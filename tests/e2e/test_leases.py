@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,13 @@ def test_a_job_of_a_dead_worker_that_nobody_starts_again_ends_before_another_get
                 check_second_run(client, job.job_id, witness, first)
 
 
-def test_a_worker_that_is_back_within_its_lease_keeps_its_job(client: Cluster, tmp_path: Path) -> None:
+def test_a_worker_that_is_back_within_its_lease_keeps_its_job(tmp_path: Path) -> None:
     witness = Witness.at(tmp_path / "witness")
-    with worker(client, tmp_path / "a") as short:
+    with (
+        ControllerServer(settings=replace(SETTINGS, worker_lease_s=lab.WITHIN_S)) as server,
+        Cluster(server.address, token=server.token) as client,
+        worker(client, tmp_path / "a") as short,
+    ):
         job = client.submit(witness.request())
         first = witness.wait_for_run()
         short.kill()

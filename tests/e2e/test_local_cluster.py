@@ -91,8 +91,8 @@ def test_when_its_creator_is_killed_nothing_of_a_cluster_is_left(tmp_path: Path)
         assert len(creator.family()) >= 12
         creator.process.kill()
 
-        lab.wait_until(lambda: not creator.family(), "all its processes are gone", within_s=5.0)
-        lab.wait_until(lambda: not any(creator.temporary.iterdir()), "its directory is gone", within_s=5.0)
+        lab.wait_until(lambda: not creator.family(), "all its processes are gone")
+        lab.wait_until(lambda: not any(creator.temporary.iterdir()), "its directory is gone")
 
 
 def test_children_that_outlive_the_creator_keep_nothing_of_its_cluster_alive(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_children_that_outlive_the_creator_keep_nothing_of_its_cluster_alive(tmp
         outliving = set(creator.heard())
         creator.process.kill()
 
-        lab.wait_until(lambda: creator.family() <= outliving, "the cluster is gone", within_s=5.0)
+        lab.wait_until(lambda: creator.family() <= outliving, "the cluster is gone")
         assert len(creator.family()) >= 4
-        lab.wait_until(lambda: not list(creator.temporary.glob("fluster-*")), "its directory is gone", within_s=5.0)
+        lab.wait_until(lambda: not list(creator.temporary.glob("fluster-*")), "its directory is gone")
 
 
 def test_a_cluster_can_be_started_on_the_directory_of_one_whose_creator_was_just_killed(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_program_that_ends_without_shutting_its_cluster_down_leaves_nothing(tm
     with Creator(CREATOR + f"say('ready')\n{end}", tmp_path) as creator:
         assert creator.heard() == "ready"
 
-        lab.wait_until(lambda: not creator.family(), "all its processes are gone", within_s=5.0)
-        lab.wait_until(lambda: not any(creator.temporary.iterdir()), "its directory is gone", within_s=5.0)
+        lab.wait_until(lambda: not creator.family(), "all its processes are gone")
+        lab.wait_until(lambda: not any(creator.temporary.iterdir()), "its directory is gone")
 
 
 def test_ctrl_c_is_for_the_program_and_not_for_its_cluster(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_nothing_is_left_after_the_with_block_and_shutting_down_again_is_harmles
         daemons = [lab.controller(cluster), lab.worker(cluster), lab.zygote(cluster)]
     assert not any(each.runs for each in [process, *daemons])
     assert not list(tmp_path.iterdir())
-    assert before.growth(within_s=0.5) == []
+    assert before.growth() == []
     cluster.shutdown()
     cluster.close()
     with pytest.raises(RuntimeError, match="closed"):

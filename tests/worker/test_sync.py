@@ -305,11 +305,11 @@ async def test_when_the_lease_runs_out_everything_is_stopped_and_reported_as_los
 
 
 async def test_a_worker_that_was_away_for_longer_than_its_lease_stops_what_it_finds(tmp_path: Path) -> None:
-    async with controller(lease_s=1.0) as fake:
+    async with controller(lease_s=2.0) as fake:
         async with worker(tmp_path, fake.address):
             await fake.want("a-1", command("sleep", "60"))
             await fake.until(running(fake, "a-1"))
-        until = time.monotonic() + 1.1
+        until = time.monotonic() + 2.1
         while time.monotonic() < until:
             await asyncio.sleep(0.05)
         async with worker(tmp_path, fake.address):

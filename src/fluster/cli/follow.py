@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fluster.cli.exits import ExitCode
@@ -21,13 +23,18 @@ _STOP_S = 15.0
 """A stopped job has 10 s to end by itself; what is left of it is killed then."""
 
 
-def follow_there(cluster: Cluster, job_id: JobId, request: JobRequest) -> int:
-    """Follows a job of a configured cluster. Ctrl-C leaves it running."""
-    print_talk(f"job {request.name} ({job_id}) on {cluster.address}")
+def run_there(cluster: Cluster, request: JobRequest) -> int:
+    """Launches a job on a configured cluster, and follows it. Ctrl-C leaves it running."""
+    request = replace(request, request_id=uuid.uuid4().hex)
+    job_id = None
     try:
+        job_id = cluster.launch(request)
+        print_talk(f"job {request.name} ({job_id}) on {cluster.address}")
         return _end(_follow(cluster, job_id, request))
     except KeyboardInterrupt:
         _below_ctrl_c()
+        if job_id is None:
+            job_id = cluster.launch(request)  # it may be there already: then this gives its id
         print_talk(f"detached: job {job_id} goes on\nattach: fluster logs -f {job_id}\nstop:   fluster stop {job_id}")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

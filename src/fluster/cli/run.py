@@ -69,7 +69,7 @@ def run(detach: bool, cluster: str | None, **options: Any) -> int:
     Without a configured cluster one is started on this machine, and ended with the command. On a configured cluster
     the job goes on after Ctrl-C.
     """
-    from fluster.cli.follow import follow_there, run_here
+    from fluster.cli.follow import run_here, run_there
 
     request = _request(**options)
     target = find_target(cluster)
@@ -78,9 +78,9 @@ def run(detach: bool, cluster: str | None, **options: Any) -> int:
             raise NoCluster("--detach needs a cluster that stays")
         return run_here(request)
     with connect(target) as client:
-        job_id = client.launch(request)
         if not detach:
-            return follow_there(client, job_id, request)
+            return run_there(client, request)
+        job_id = client.launch(request)
         print(job_id)
         print_talk(f"job {request.name} launched; `fluster logs -f {job_id}` shows what it prints")
         return ExitCode.OK

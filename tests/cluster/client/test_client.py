@@ -211,8 +211,8 @@ def test_a_wait_outlives_broken_connections(cluster: Cluster, controller: Contro
 def test_waiting_goes_on_for_as_long_as_the_controller_is_there_between_its_interruptions(
     cluster: Cluster, controller: Controller, server: ServerThread, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(waiting, "RETRY_S", 0.6)
-    monkeypatch.setattr(log_reader, "RETRY_S", 0.6)
+    monkeypatch.setattr(waiting, "RETRY_S", 1.5)
+    monkeypatch.setattr(log_reader, "RETRY_S", 1.5)
     job_id = cluster.launch(command())
 
     def disturb() -> None:

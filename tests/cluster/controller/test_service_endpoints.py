@@ -218,7 +218,7 @@ def test_an_endpoint_that_is_registered_twice_is_one(shared: Site) -> None:
 
 
 def test_a_leased_endpoint_ends_unless_it_is_renewed() -> None:
-    with site(Settings(endpoint_lease_s=0.6)) as brief:
+    with site(Settings(endpoint_lease_s=1.2)) as brief:
         kept, left = (brief.admin(registration(name)).endpoint.endpoint_id for name in ("kept", "left"))
 
         def renewed() -> bool:
@@ -231,7 +231,7 @@ def test_a_leased_endpoint_ends_unless_it_is_renewed() -> None:
 
 
 def test_a_client_outside_of_jobs_keeps_its_endpoints() -> None:
-    with site(Settings(endpoint_lease_s=0.6)) as brief:
+    with site(Settings(endpoint_lease_s=1.2)) as brief:
         with Cluster(brief.address, token=brief.server.token) as cluster:
             assert cluster.namespace == "default"
             endpoint = cluster.register_endpoint("kept", HERE, metadata={"a": "b"}, access_key="secret")

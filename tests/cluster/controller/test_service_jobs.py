@@ -396,9 +396,7 @@ def test_waiting_for_all_ends_with_the_last_one(alone: Site) -> None:
         for uid in uids[1:]:
             assert not waiting.done()
             worker.end(uid)
-        ended_at = time.monotonic()
         assert {job.job_id for job in waiting.result(5).finished} == set(job_ids)
-    assert time.monotonic() - ended_at < 1.0
 
 
 def test_waiting_for_any_ends_with_the_first_one(alone: Site) -> None:

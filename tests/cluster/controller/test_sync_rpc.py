@@ -37,7 +37,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
 S = types_pb.JobStatus
 T = types_pb.TaskState
-PROMPT_S = 1.0
+PROMPT_S = 5.0
 """Far less than a poll is held."""
 
 
@@ -246,7 +246,7 @@ def test_quiet_polls_commit_nothing(alone: Site, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_poll_prolongs_the_lease_even_if_it_says_nothing_new() -> None:
-    with site(Settings(worker_lease_s=0.3, stop_grace_s=0.0, lease_margin_s=0.0)) as brief:
+    with site(Settings(worker_lease_s=1.0, stop_grace_s=0.0, lease_margin_s=0.0)) as brief:
         talking, silent = brief.worker("talking"), brief.worker("silent")
 
         def statuses() -> dict[str, str]:
@@ -467,10 +467,10 @@ def test_a_restarted_controller_knows_everything_and_is_obeyed(tmp_path: Path) -
 
 
 def test_a_restarted_controller_grants_every_worker_a_full_lease(tmp_path: Path) -> None:
-    settings = Settings(worker_lease_s=0.5, stop_grace_s=0.0, lease_margin_s=0.0)
+    settings = Settings(worker_lease_s=1.5, stop_grace_s=0.0, lease_margin_s=0.0)
     with site(settings, state_dir=tmp_path) as before:
         job_id, uid, _ = before.task(before.worker("w-0"))
-    time.sleep(0.6)  # the lease would be over
+    time.sleep(1.6)  # the lease would be over
 
     with site(settings, state_dir=tmp_path) as after:
         began = time.monotonic()

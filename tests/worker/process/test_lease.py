@@ -36,13 +36,14 @@ async def test_when_the_lease_ends_the_attempt_is_stopped_and_the_record_says_wh
 
 
 async def test_an_attempt_goes_on_while_its_lease_is_renewed(lab: Any, lease: LeaseFile) -> None:
-    lease.renew(time.clock_gettime(CLOCK) + 0.1)
     async with lab(lease=lease.path) as it:
-        attempt = it.attempt(command=(sys.executable, "-S", "-c", "import time; time.sleep(1.2)"))
+        await it.runtime.prepare()
+        lease.renew(time.clock_gettime(CLOCK) + 1.0)
+        attempt = it.attempt(command=(sys.executable, "-S", "-c", "import time; time.sleep(2.0)"))
         await it.runtime.start(attempt)
         ended = asyncio.create_task(it.runtime.wait(attempt.uid))
         while not ended.done():
-            lease.renew(time.clock_gettime(CLOCK) + 0.1)
+            lease.renew(time.clock_gettime(CLOCK) + 1.0)
             await asyncio.wait([ended], timeout=0.05)
         end = await ended
         assert isinstance(end, ExitRecord)

@@ -34,7 +34,7 @@ async def test_the_time_limit_ends_the_attempt(lab: Any) -> None:
     assert ended.record.timed_out
     assert ended.record.signal == signal.SIGTERM
     assert not ended.record.stop_requested
-    assert ended.record.finished_at - ended.record.started_at == pytest.approx(0.2, abs=0.5)
+    assert ended.record.finished_at - ended.record.started_at >= 0.19
 
 
 async def test_the_time_limit_ends_an_attempt_that_ignores_sigterm(lab: Any) -> None:

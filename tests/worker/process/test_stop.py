@@ -137,7 +137,8 @@ async def test_garbage_on_the_control_fifo_is_ignored(lab: Any, until: Any) -> N
 
 
 async def test_a_killed_process_is_known_at_once_by_all_who_wait(lab: Any, until: Any) -> None:
-    async with lab() as it:
+    async def kill_one(it: Any) -> float:
+        """Seconds until its end is known."""
         uid, running = await _start(it, until, rest())
         assert await it.runtime.observe(uid) == running
         waiting = [asyncio.create_task(it.runtime.wait(uid)) for _ in range(5)]
@@ -147,8 +148,12 @@ async def test_a_killed_process_is_known_at_once_by_all_who_wait(lab: Any, until
         ends = await asyncio.gather(*waiting)
         took = time.monotonic() - killed_at
         assert await it.runtime.observe(uid) == ends[0]
-    assert {end.signal for end in ends} == {signal.SIGKILL}
-    assert took < 0.5, f"{took:.3f} s"
+        assert {end.signal for end in ends} == {signal.SIGKILL}
+        return took
+
+    # A busy machine delays some, a pause on the way would delay all.
+    async with lab() as it:
+        assert min([await kill_one(it) for _ in range(3)]) < 0.5
 
 
 async def test_a_cancelled_waiter_disturbs_nobody(lab: Any, until: Any) -> None:
