@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from fluster.actor.hosted import Hosted, Method, MethodKind, refused
+from fluster.actor.hosted import Hosted, Method, refused
 from fluster.actor.lanes import LoopThread
 from fluster.actor.types import CURRENT
 from fluster.errors import ActorNotFound
@@ -70,7 +70,7 @@ class _DirectCall:
         if self._method.takes_context:
             args = (self._hosted.context, *args)
         CURRENT.set(self._hosted.context)
-        return self._hosted.bound(self._method), args, kwargs
+        return getattr(self._hosted.actor, self._method.name), args, kwargs
 
     def _finish(self) -> None:
         self.ended_at = time.monotonic()
@@ -109,7 +109,7 @@ class DirectCalls:
         if call is None:
             hosted = self._find(actor, actor)
             found = hosted.method(method)
-            if found.kind.streams:
+            if found.streams:
                 raise refused(f"{method} gives a stream, which is not served over HTTP")
             with self._lock:
                 fresh = call_id not in self._calls
@@ -129,7 +129,7 @@ class DirectCalls:
     def _begin(self, hosted: Hosted, method: Method, call: _DirectCall) -> None:
         if len(self._calls) > 2 * _KEPT:
             self.tidy()
-        if method.kind is MethodKind.ASYNC:
+        if method.in_loop:
             self._loop.spawn(call.run_async)
         else:
             hosted.lane.push(call)

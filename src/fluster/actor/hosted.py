@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fluster.actor.types import ActorContext, ActorId
 
@@ -22,11 +22,6 @@ class MethodKind(Enum):
     GENERATOR = 2
     ASYNC_GENERATOR = 3
 
-    @property
-    def streams(self) -> bool:
-        """Whether it gives items."""
-        return self in (MethodKind.GENERATOR, MethodKind.ASYNC_GENERATOR)
-
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -36,11 +31,23 @@ class Method:
         name: Of the attribute.
         kind: How it is run.
         takes_context: Its first parameter is the context.
+        streams: It gives items.
+        in_loop: It runs in the event loop.
     """
 
     name: str
     kind: MethodKind
     takes_context: bool
+    streams: bool
+    in_loop: bool
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any]) -> Self:
+        """What is to be known of a function."""
+        kind = _kind_of(function)
+        streams = kind in (MethodKind.GENERATOR, MethodKind.ASYNC_GENERATOR)
+        in_loop = kind in (MethodKind.ASYNC, MethodKind.ASYNC_GENERATOR)
+        return cls(name, kind, _takes_context(function), streams, in_loop)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +82,6 @@ class Hosted:
             known = self._methods[name] = self._look_at(name)
         return known
 
-    def bound(self, method: Method) -> Callable[..., Any]:
-        """What to call."""
-        function: Callable[..., Any] = getattr(self.actor, method.name)
-        return function
-
     def _look_at(self, name: str) -> Method:
         kind = type(self.actor).__qualname__
         check_method_name(name)
@@ -93,7 +95,7 @@ class Hosted:
             raise refused(f"actor {self.name!r}, a {kind}, has no method {name!r}") from None
         if not callable(function):
             raise refused(f"{kind}.{name} is not callable")
-        return Method(name, _kind_of(function), _takes_context(function))
+        return Method.of(name, function)
 
 
 def check_method_name(name: str) -> None:

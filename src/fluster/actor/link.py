@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, small_frame
@@ -18,6 +19,7 @@ from fluster.actor.peers import skip
 from fluster.actor.protocol import (
     ANSWER,
     CHALLENGE,
+    HEADER,
     NONCE_BYTES,
     VERDICT,
     VERSION,
@@ -31,6 +33,7 @@ from fluster.actor.protocol import (
 
 CONNECT_TIMEOUT_S = 10.0
 _MAX_PIECES = 64
+_QUEUE_BYTES = 32 << 10
 _IDLE_S, _INTERVAL_S, _PROBES = 3, 2, 3
 """The kernel's own pings: a host that answers none is given up after 9 s. A process that is busy still answers."""
 
@@ -73,16 +76,49 @@ class Link:
         self._slabs = Slabs() if self.on_same_host else None
         self._acknowledged = 0
         self._closed = False
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
 
-    def send_small(self, kind: int, call_id: int = 0, body: bytes = b"", *, flags: int = 0, left_ms: int = 0) -> None:
+    def send_small(self, kind: int, call_id: int = 0, body: bytes = b"", flags: int = 0, left_ms: int = 0) -> None:
         """Sends a frame without buffers.
 
         Raises:
             OSError: The connection is broken.
         """
         with self._lock:
+            if self._queue:
+                self._flush()
             self._acknowledged = number = self.replies & 0xFFFFFFFF
-            self._sock.sendall(small_frame(kind, call_id, body, flags=flags, acknowledged=number, left_ms=left_ms))
+            self._sock.sendall(HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body)
+
+    def queue_small(self, kind: int, call_id: int, body: bytes, flags: int, left_ms: int) -> bool:
+        """Keeps a frame for the next `flush`, or for whatever else is sent; whether it is the first.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        number = self.replies & 0xFFFFFFFF
+        first = not self._queue
+        self._queue.append(HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body)
+        self._queued_bytes += len(body)
+        if self._queued_bytes > _QUEUE_BYTES:
+            self.flush()
+            return False
+        return first
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether something waits for `flush`."""
+        return bool(self._queue)
+
+    def flush(self) -> None:
+        """Sends what was kept.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        with self._lock:
+            self._flush()
 
     def credit(self, call_id: int, consumed: int) -> None:
         """Says how many items of a stream were consumed."""
@@ -97,6 +133,7 @@ class Link:
         """
         with self._lock:
             self._acknowledged = number = self.replies & 0xFFFFFFFF
+            self._flush()
             outgoing = lay_out(message, self._slabs, acknowledged=number, left_ms=left_ms)
             while self._slabs is not None and self._slabs.dropped:
                 self._sock.sendall(small_frame(Kind.DROP, self._slabs.dropped.pop()))
@@ -152,6 +189,14 @@ class Link:
             os.close(self._sock.detach())
         except OSError:
             pass
+
+    def _flush(self) -> None:
+        frames = []
+        while self._queue:  # to which other threads add
+            frames.append(self._queue.popleft())
+        self._queued_bytes = 0
+        if frames:
+            self._sock.sendall(b"".join(frames))
 
     def _send_all(self, outgoing: Outgoing) -> None:
         pieces = outgoing.pieces

@@ -12,7 +12,8 @@ from fluster.errors import RemoteError
 from fluster.remote import Thrown, type_name
 
 OUT_OF_BAND_BYTES = 16 << 10
-_ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex, bytearray})
+ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex, bytearray})
+"""Types whose values are the same everywhere, and pickled plainly."""
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 _DEPTH = 3
 _MAX_LOOKED_AT = 64
@@ -22,7 +23,7 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes
     """As `dump` of both; quick where they are few and simple."""
     if not kwargs:
         for each in args:
-            if type(each) not in _ATOMS:
+            if type(each) not in ATOMS:
                 break
         else:
             return pickle.dumps((args, kwargs), 5), []
@@ -36,7 +37,7 @@ def dump(value: Any) -> tuple[bytes, list[memoryview]]:
     values, would send it by a name that means something else on the other side, so that it gets only what is exactly of
     builtin types.
     """
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return pickle.dumps(value, 5), []
     buffers: list[memoryview] = []
 
@@ -64,15 +65,15 @@ def load(data: bytes | memoryview, buffers: Sequence[memoryview]) -> Any:
 def is_plain(value: Any, depth: int = _DEPTH) -> bool:
     """Whether the value is made of builtin types, and arrays of them, and of nothing else; false when in doubt."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return True
     if kind in _CONTAINERS:
         if depth == 0 or len(value) > _MAX_LOOKED_AT:
             return False
         for each in value.values() if kind is dict else value:
-            if type(each) not in _ATOMS and not is_plain(each, depth - 1):
+            if type(each) not in ATOMS and not is_plain(each, depth - 1):
                 return False
-        return kind is not dict or all(type(key) in _ATOMS for key in value)
+        return kind is not dict or all(type(key) in ATOMS for key in value)
     return kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject
 
 

@@ -215,7 +215,8 @@ class ActorProxy:
     def __getattr__(self, name: str) -> ActorMethod:
         check_method_name(name)
         idempotent = self._class is not None and is_idempotent(getattr(self._class, name, None))
-        return ActorMethod(self._route, name, self._timeout, idempotent)
+        method = self.__dict__[name] = ActorMethod(self._route, name, self._timeout, idempotent)
+        return method
 
     def __repr__(self) -> str:
         endpoint = self._route.endpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fluster.actor import pickled
 from fluster.actor.frames import Frame, Message, Outgoing
-from fluster.actor.hosted import Hosted, Method, MethodKind, refused
-from fluster.actor.protocol import IN_STREAM, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
+from fluster.actor.hosted import Hosted, Method, refused
+from fluster.actor.protocol import HEADER, IN_STREAM, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
 from fluster.actor.types import CURRENT
 from fluster.errors import ActorCallTimeout, RemoteError
 
@@ -125,13 +126,28 @@ class Session:
                 self._calls.pop(call.call_id, None)
                 call.release()
                 return
-            call.reply = message
             peer = self.peer
             if peer is not None:
                 peer.sent.append(call.call_id)
                 call.reply, call.slab = peer.send(message)
             elif message.buffers:
                 call.reply = Outgoing([], offsets=[IN_STREAM] * len(message.buffers)).snapshot(message)
+            else:
+                call.reply = message
+
+    def reply_small(self, call: Call, kind: int, body: bytes) -> None:
+        """The same for a reply without buffers."""
+        frame = HEADER.pack(len(body), 0, kind, 0, call.call_id, 0, 0) + body
+        with self._lock:
+            call.done = True
+            if call.cancelled or self._calls.get(call.call_id) is not call:
+                self._calls.pop(call.call_id, None)
+                return
+            call.reply = frame
+            peer = self.peer
+            if peer is not None:
+                peer.sent.append(call.call_id)
+                peer.send_small(frame)
 
     def item(self, call: Stream, message: Message, number: int) -> None:
         """Sends an item of a stream."""
@@ -149,29 +165,30 @@ class Session:
             if known is not None or peer is not self.peer:
                 return None  # sent twice; its reply comes, or has been sent again
             streams = bool(frame.flags & Flag.STREAM)
-            call = (Stream if streams else Call)(self, frame)
-            self._calls[frame.call_id] = call
+            call = self._calls[frame.call_id] = (Stream if streams else Call)(self, frame)
         try:
             hosted, method = self._resolve(call.target())
-            if method.kind.streams and not streams:
-                raise refused(f"{method.name} gives a stream: call proxy.{method.name}.stream(...)")
-            if streams and not method.kind.streams:
-                raise refused(f"{method.name} gives no stream: call it as proxy.{method.name}(...)")
+            if method.streams is not streams:
+                raise _wrong_way(method)
         except ProtocolError:
             raise
         except Exception as error:
             self.fail(call, error, 0 if isinstance(error, AttributeError) else Flag.NOT_RUN)
             return None
         call.hosted, call.method = hosted, method
-        if method.kind in (MethodKind.ASYNC, MethodKind.ASYNC_GENERATOR):
+        if method.in_loop:
             call.stop = self._loop.spawn(call.run_async)
             return None
         return hosted.lane, call
 
     def _acknowledge(self, peer: Peer, number: int) -> None:
         with self._lock:
-            while peer.acknowledged != number and peer.sent:
-                peer.acknowledged = (peer.acknowledged + 1) & 0xFFFFFFFF
+            # Frames that were made at the same time may come in another order: an older number says nothing.
+            ahead = (number - peer.acknowledged) & 0xFFFFFFFF
+            if ahead > len(peer.sent):
+                return
+            peer.acknowledged = number
+            for _ in range(ahead):
                 call = self._calls.pop(peer.sent.popleft(), None)
                 if call is not None:
                     call.release()
@@ -201,6 +218,7 @@ class Call:
 
     __slots__ = (
         "_body",
+        "_borrows",
         "_buffers",
         "call_id",
         "cancelled",
@@ -219,12 +237,13 @@ class Call:
         self.call_id = frame.call_id
         self.deadline = time.monotonic() + frame.left_ms / 1000 if frame.left_ms else None
         self.done = self.cancelled = False
-        self.reply: Message | None = None
+        self.reply: Message | bytes | None = None
         self.stop: Callable[[], None] | None = None
         self.hosted: Hosted
         self.method: Method
         self._body: bytes | memoryview | None = frame.body
         self._buffers: list[memoryview] = frame.buffers
+        self._borrows = bool(frame.buffers)
         self.slab: Slab | None = None
 
     def target(self) -> bytes:
@@ -244,7 +263,7 @@ class Call:
 
     def run(self) -> None:
         """Runs it in a lane's thread."""
-        if not self._may_begin():
+        if (self.cancelled or self.deadline is not None or self.hosted.gone) and not self._may_begin():
             return
         try:
             function, args, kwargs = self._prepared()
@@ -254,7 +273,10 @@ class Call:
             self._raised(error)
         else:
             del args, kwargs, function
-            self._returned(value)
+            if type(value) in pickled.ATOMS and not self._borrows:
+                self.session.reply_small(self, Kind.REPLY, pickle.dumps(value, 5))
+            else:
+                self._returned(value)
 
     async def run_async(self) -> None:
         """Runs it in the event loop."""
@@ -285,7 +307,10 @@ class Call:
         """Sends what there is of a reply."""
         if self.reply is not None:
             peer.sent.append(self.call_id)
-            _unpin(peer.send(self.reply))
+            if isinstance(self.reply, bytes):
+                peer.send_small(self.reply)
+            else:
+                _unpin(peer.send(self.reply))
 
     def release(self) -> None:
         """Its reply has arrived, or nobody wants it."""
@@ -321,7 +346,7 @@ class Call:
         if self.method.takes_context:
             args = (self.hosted.context, *args)
         CURRENT.set(self.hosted.context)
-        return self.hosted.bound(self.method), args, kwargs
+        return getattr(self.hosted.actor, self.method.name), args, kwargs
 
     def _drop_arguments(self) -> None:
         self._body, self._buffers = None, []
@@ -340,7 +365,7 @@ class Call:
 
     def _free_arguments(self) -> None:
         peer = self.session.peer
-        if peer is not None:
+        if peer is not None and self._borrows:
             peer.free()
 
 
@@ -458,6 +483,12 @@ def dumped(kind: int, call_id: int, value: Any) -> Message:
     except Exception as error:
         return Message(Kind.ERROR, call_id, pickled.dump_thrown(pickled.unpicklable_result(value, error)))
     return Message(kind, call_id, body, buffers)
+
+
+def _wrong_way(method: Method) -> AttributeError:
+    if method.streams:
+        return refused(f"{method.name} gives a stream: call proxy.{method.name}.stream(...)")
+    return refused(f"{method.name} gives no stream: call it as proxy.{method.name}(...)")
 
 
 def _unpin(sent: tuple[Message, Slab | None]) -> None:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fluster.actor import pickled
@@ -36,6 +36,7 @@ _LARGE_BYTES = MAX_IN_FLIGHT_BYTES // MAX_IN_FLIGHT
 _PAUSE_S = 0.05
 _READER_STAYS_S = 1.0
 _CREDIT_EVERY = 8
+_REPLY = Kind.REPLY
 
 
 class NotRun(Exception):
@@ -51,38 +52,26 @@ class NotRun(Exception):
 
 
 class _Pending:
-    """A call that has no reply yet."""
+    """A call that has no reply yet. What few calls need is set on those alone."""
 
-    __slots__ = (
-        "call_id",
-        "consumed",
-        "deadline",
-        "done",
-        "error",
-        "frame",
-        "future",
-        "items",
-        "message",
-        "number",
-        "sent",
-        "size",
-        "slab",
-        "wake",
-    )
+    sent = False
+    done = False
+    frame: Frame | None = None
+    error: BaseException | None = None
+    future: ActorFuture[Any] | None = None
+    items: deque[Frame] | None = None
+    number = 0
+    consumed = 0
+    slab: Slab | None = None
+    wake: threading.Lock | None = None
+    size = 0
+    buffers: Sequence[memoryview] = ()
 
-    def __init__(self, call_id: int, message: Message, deadline: float | None, size: int) -> None:
+    def __init__(self, call_id: int, body: bytes, flags: int, deadline: float | None) -> None:
         self.call_id = call_id
-        self.message = message
+        self.body = body
+        self.flags = flags
         self.deadline = deadline
-        self.size = size
-        self.sent = self.done = False
-        self.frame: Frame | None = None
-        self.error: BaseException | None = None
-        self.future: ActorFuture[Any] | None = None
-        self.items: deque[Frame] | None = None
-        self.number = self.consumed = 0
-        self.slab: Slab | None = None
-        self.wake: threading.Lock | None = None
 
     def left_ms(self) -> int:
         """Until its deadline, at least 1; 0: it has none."""
@@ -124,6 +113,9 @@ class Channel:
         self._waiting: dict[int, _Pending] = {}
         self._reader: threading.Thread | None = None
         self._reader_idle = False
+        self._writer: threading.Thread | None = None
+        self._to_write = threading.Lock()
+        self._to_write.acquire()
         self._gone: Exception | None = None
 
     @property
@@ -187,9 +179,10 @@ class Channel:
         with self._sending:
             self._leave(ActorUnavailable("the connection to the actor was closed by this program"))
         self._fail_all()
-        reader = self._reader
-        if reader is not None and reader is not threading.current_thread():
-            reader.join(5.0)
+        _release(self._to_write)
+        for thread in (self._reader, self._writer):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(5.0)
 
     def abandon(self) -> None:
         """In a forked child: the parent's connection is let go of, and goes on there."""
@@ -210,14 +203,19 @@ class Channel:
             raise ResourceExhausted(
                 f"the call's arguments take {size:,} bytes, more than the {limit:,} that may travel"
             )
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self._gone is not None:
             raise NotRun(self._gone)
-        call_id = next(self._ids)
-        return _Pending(call_id, Message(Kind.CALL, call_id, body, buffers, flags), deadline, size)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pending = _Pending(next(self._ids), body, flags, deadline)
+        if buffers:
+            pending.buffers = buffers
+        if size >= _LARGE_BYTES:  # the number of calls bounds the others
+            pending.size = size
+        return pending
 
     def _send(self, pending: _Pending) -> None:
-        self._admit(pending)
+        if pending.size or len(self._pending) >= MAX_IN_FLIGHT:
+            self._admit(pending)
         deadline = pending.deadline
         if deadline is None:
             self._sending.acquire()
@@ -230,7 +228,10 @@ class Channel:
                 return
             pending.sent = True
             try:
-                self._transmit(link, pending)
+                if pending.future is None or pending.buffers or len(self._pending) == 1:
+                    self._transmit(link, pending)
+                elif link.queue_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms()):
+                    self._wake_writer()
             except OSError:
                 self._broken(link)
         finally:
@@ -239,24 +240,20 @@ class Channel:
                 self._fail_all()
 
     def _transmit(self, link: Link, pending: _Pending) -> None:
-        message = pending.message
-        if not message.buffers:
-            link.send_small(Kind.CALL, message.call_id, message.body, flags=message.flags, left_ms=pending.left_ms())
+        if not pending.buffers:
+            link.send_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms())
             return
         link.free()
+        message = Message(Kind.CALL, pending.call_id, pending.body, pending.buffers, pending.flags)
         outgoing = link.send(message, left_ms=pending.left_ms())
         if pending.future is not None or pending.items is not None:
             # The caller goes on, and may change what it gave.
-            pending.message, pending.slab = outgoing.snapshot(message), outgoing.slab
+            pending.buffers, pending.slab = outgoing.snapshot(message).buffers, outgoing.slab
             if outgoing.slab is not None:
                 outgoing.slab.pinned = True
 
     def _admit(self, pending: _Pending) -> None:
         """Waits until there is room for one more; whoever reads for others must not wait."""
-        if pending.size < _LARGE_BYTES:
-            pending.size = 0  # the number of calls bounds the small ones
-            if len(self._pending) < MAX_IN_FLIGHT:
-                return
         with self._changed:
             self._blocked += 1
             try:
@@ -455,7 +452,7 @@ class Channel:
 
     def _heed(self, link: Link, frame: Frame) -> None:
         kind = frame.kind
-        if kind in (Kind.REPLY, Kind.ERROR, Kind.END):
+        if kind == _REPLY or kind == Kind.ERROR or kind == Kind.END:
             link.replies += 1
             pending = self._pending.pop(frame.call_id, None)
             if pending is not None:
@@ -566,6 +563,31 @@ class Channel:
                 if not self._futures:
                     self._reader = None
                     return
+
+    # The thread that writes for futures: what comes while it waits for its turn goes out together
+
+    def _wake_writer(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_for_futures, name="fluster-actor-writer", daemon=True)
+            self._writer.start()
+        _release(self._to_write)
+
+    def _write_for_futures(self) -> None:
+        while True:
+            if not self._to_write.acquire(timeout=_READER_STAYS_S) or self._gone is not None:
+                with self._sending:
+                    link = self._link
+                    if self._gone is not None or link is None or not link.has_queue:
+                        self._writer = None
+                        return
+            link = self._link
+            if link is None:
+                continue
+            try:
+                link.flush()
+            except OSError:
+                with self._sending:
+                    self._broken(link)
 
     def _next_deadline(self) -> float | None:
         return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)
