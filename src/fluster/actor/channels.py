@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 from fluster.actor.transport import Channel
 from fluster.actor.types import ActorEndpoint
@@ -15,8 +16,8 @@ class Channels:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._channels: dict[str, Channel] = {}
-        self._pid = os.getpid()
         self._closed = False
+        _ALL.add(self)
 
     def to(self, endpoint: ActorEndpoint) -> Channel:
         """The channel to an actor's server.
@@ -25,11 +26,25 @@ class Channels:
             RuntimeError: They were closed.
         """
         channel = self._channels.get(endpoint.access_key)
-        if channel is not None and self._pid == _pid() and not channel.gone:
-            return channel
+        return channel if channel is not None else self._made(endpoint)
+
+    def close(self) -> None:
+        """Ends all; calls without a reply fail. Repeating is harmless."""
         with self._lock:
-            if self._pid != os.getpid():
-                self._leave_to_parent()
+            self._closed = True
+            channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the lock may be held by a thread that was not forked."""
+        self._lock = threading.Lock()
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.abandon()
+
+    def _made(self, endpoint: ActorEndpoint) -> Channel:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the resolver, or its cluster, was closed")
             channel = self._channels.get(endpoint.access_key)
@@ -38,34 +53,13 @@ class Channels:
                 channel = self._channels[endpoint.access_key] = Channel(endpoint.address, endpoint.access_key)
             return channel
 
-    def close(self) -> None:
-        """Ends all; calls without a reply fail. Repeating is harmless."""
-        with self._lock:
-            self._closed = True
-            channels, self._channels = self._channels, {}
-            mine = self._pid == os.getpid()
-        for channel in channels.values():
-            if mine:
-                channel.close()
-            else:
-                channel.abandon()
 
-    def _leave_to_parent(self) -> None:
-        for channel in self._channels.values():
-            channel.abandon()
-        self._channels, self._pid = {}, os.getpid()
-
-
-_own_pid = os.getpid()
-
-
-def _pid() -> int:
-    return _own_pid
+_ALL: weakref.WeakSet[Channels] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    global _own_pid
-    _own_pid = os.getpid()
+    for channels in list(_ALL):
+        channels.leave_to_parent()
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fluster.actor.link import receive_exactly
+from fluster.actor.link import let_go, receive_exactly
 from fluster.actor.protocol import (
     ANSWER,
     CHALLENGE,
@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 GREETING_S = 10.0
 """Who has not proven the key by then is sent away."""
 MAX_STRANGERS = 64
-"""Callers that have not proven the key yet; more wait in the kernel's queue."""
+"""Callers that have not proven the key yet; when there are more, the oldest is sent away."""
+MAX_HTTP = 128
+"""Connections that speak HTTP; each has a thread."""
 _BACKLOG = 512
 _TIDY_EVERY_S = 5.0
 
@@ -77,9 +79,9 @@ class Doors:
             raise
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closed = False
-        self._room = threading.BoundedSemaphore(MAX_STRANGERS)
         self._lock = threading.Lock()
-        self._strangers: set[socket.socket] = set()
+        self._strangers: dict[socket.socket, None] = {}  # the oldest first
+        self._browsers = threading.BoundedSemaphore(MAX_HTTP)
         self._greeters: set[threading.Thread] = set()
         self._thread = threading.Thread(target=self._accept_all, name="fluster-actor-doors", daemon=True)
 
@@ -94,10 +96,7 @@ class Doors:
         with self._lock:
             strangers, greeters = list(self._strangers), list(self._greeters)
         for stranger in strangers:
-            try:
-                stranger.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+            _hang_up(stranger)
         if self._thread.ident is not None:
             self._thread.join()
         for listener in self._listeners:
@@ -106,6 +105,11 @@ class Doors:
             if greeter is not threading.current_thread():
                 greeter.join(GREETING_S)
         os.close(self._wake)
+
+    def abandon(self) -> None:
+        """In a forked child: callers are the parent's."""
+        for sock in (*self._listeners, *self._strangers):
+            let_go(sock)
 
     def _accept_all(self) -> None:
         poll = select.poll()
@@ -117,14 +121,13 @@ class Doors:
             if not ready:
                 self._tidy()
             for descriptor, _ in ready:
-                if descriptor in by_descriptor and self._room.acquire(timeout=GREETING_S):
+                if descriptor in by_descriptor:
                     self._accept(by_descriptor[descriptor])
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
         except OSError as error:
-            self._room.release()
             if not isinstance(error, BlockingIOError):
                 _log.warning("a caller could not be let in: %s", error)
                 time.sleep(0.01)  # out of descriptors: not again at once
@@ -132,8 +135,13 @@ class Doors:
         sock.setblocking(True)
         greeter = threading.Thread(target=self._greet, args=(sock,), name="fluster-actor-greeter", daemon=True)
         with self._lock:
-            self._strangers.add(sock)
+            self._strangers[sock] = None
             self._greeters.add(greeter)
+            oldest = next(iter(self._strangers)) if len(self._strangers) > MAX_STRANGERS else None
+            if oldest is not None:
+                del self._strangers[oldest]
+        if oldest is not None:
+            _hang_up(oldest)
         greeter.start()
 
     def _greet(self, sock: socket.socket) -> None:
@@ -149,8 +157,12 @@ class Doors:
                 keep = self._challenge(sock, first)
             elif first and sock.family != socket.AF_UNIX:
                 self._known(sock)
-                keep = True
-                self._serve_http(sock, first)
+                if self._browsers.acquire(blocking=False):
+                    try:
+                        keep = True
+                        self._serve_http(sock, first)
+                    finally:
+                        self._browsers.release()
         except OSError as error:
             _log.debug("a caller went away or was sent away: %s", error)
         except Exception:
@@ -165,10 +177,7 @@ class Doors:
     def _known(self, sock: socket.socket) -> None:
         """It is no stranger any more."""
         with self._lock:
-            if sock not in self._strangers:
-                return
-            self._strangers.discard(sock)
-        self._room.release()
+            self._strangers.pop(sock, None)
 
     def _challenge(self, sock: socket.socket, first: bytes) -> bool:
         """Whether the caller has the key, and was let in."""
@@ -195,6 +204,14 @@ class Doors:
             sock.sendall(VERDICT.pack(Verdict.RESUMED) + bytes(known))
         go_on()
         return True
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Whoever reads it notices."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:

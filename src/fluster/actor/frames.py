@@ -251,14 +251,19 @@ class Outgoing:
     slab: Slab | None = None
     offsets: Sequence[int] = ()
 
-    def snapshot(self, message: Message) -> Message:
-        """The message with memory that its owner cannot change: the slab's, which must be pinned, or a copy."""
+    def snapshot(self, message: Message, memory: Received) -> Message:
+        """The message with memory that its owner cannot change: the slab's, which must be pinned, or a copy.
+
+        What is to be sent is then taken from there.
+        """
         buffers = [
-            memoryview(bytes(each))
+            memory.copy(each)
             if self.slab is None or offset == IN_STREAM
             else memoryview(self.slab.mapping)[offset : offset + each.nbytes]
             for each, offset in zip(message.buffers, self.offsets, strict=True)
         ]
+        in_stream = [each for each, place in zip(buffers, self.offsets, strict=True) if place == IN_STREAM]
+        self.pieces[1:] = [each for each in in_stream if each.nbytes]
         return Message(message.kind, message.call_id, message.body, buffers, message.flags)
 
 
@@ -307,3 +312,14 @@ def lay_out(message: Message, slabs: Slabs | None, *, acknowledged: int = 0, lef
     pieces += [each for each, place in zip(buffers, places, strict=True) if place == IN_STREAM and each.nbytes]
     descriptor = slab.descriptor if slab is not None and slab.descriptor >= 0 else None
     return Outgoing(pieces, descriptor, slab, places)
+
+
+def skip(pieces: list[bytes | memoryview], count: int) -> None:
+    """Takes the first `count` bytes off."""
+    while count:
+        size = len(pieces[0]) if isinstance(pieces[0], bytes) else pieces[0].nbytes
+        if count < size:
+            pieces[0] = memoryview(pieces[0])[count:]
+            return
+        count -= size
+        del pieces[0]

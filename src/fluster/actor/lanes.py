@@ -57,6 +57,11 @@ class Lane:
         """Whether something waits."""
         return bool(self._work)
 
+    @property
+    def closed(self) -> bool:
+        """Whether its threads end, or have ended."""
+        return self._closed
+
     def push(self, work: Work, *, lead: bool = False) -> bool:
         """Adds work behind what waits.
 
@@ -68,10 +73,15 @@ class Lane:
             Whether the reading was handed over.
         """
         with self._lock:
-            self._work.append(work)
+            closed = self._closed
+            if not closed:
+                self._work.append(work)
             idle = self._idle.pop() if self._idle else None
             if idle is not None:
                 idle.leads = lead
+        if closed:
+            work.run()  # which is refused, because the actor is gone
+            return False
         if idle is None:
             self._reactor.interrupt(self)
             return False

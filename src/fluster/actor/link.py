@@ -13,9 +13,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, small_frame
+from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, skip, small_frame
 from fluster.actor.memory import Received, Slabs
-from fluster.actor.peers import skip
 from fluster.actor.protocol import (
     ANSWER,
     CHALLENGE,
@@ -147,6 +146,11 @@ class Link:
                 self._acknowledged = number = self.replies & 0xFFFFFFFF
                 self._sock.sendall(small_frame(Kind.ACK, acknowledged=number))
 
+    @property
+    def borrows(self) -> bool:
+        """Whether memory of the server is in use here."""
+        return self.reader.borrowed.in_use
+
     def free(self) -> None:
         """Tells the server which of its memory is not used here any more."""
         for number in self.reader.borrowed.freed():
@@ -185,10 +189,7 @@ class Link:
 
     def abandon(self) -> None:
         """In a forked child: lets go of the descriptor; the parent's connection goes on."""
-        try:
-            os.close(self._sock.detach())
-        except OSError:
-            pass
+        let_go(self._sock)
 
     def _flush(self) -> None:
         frames = []
@@ -213,6 +214,14 @@ class Link:
                 outgoing.slab.close_descriptor()
                 outgoing.descriptor = None
             skip(pieces, sent)
+
+
+def let_go(sock: socket.socket) -> None:
+    """Closes the descriptor without a word to the other end, and whoever else uses the socket."""
+    try:
+        os.close(sock.detach())
+    except OSError:
+        pass
 
 
 def connect(address: str, access_key: str, *, same_host: bool, deadline: float) -> socket.socket:

@@ -44,15 +44,26 @@ del _probe
 
 
 class Received:
-    """Private memory that buffers are received into."""
+    """Private memory that buffers are received into, or kept in. For any threads."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._mappings: list[mmap.mmap] = []
 
     def take(self, size: int) -> memoryview:
         """Writable memory of exactly this size; it is free once nothing refers to it or to slices of it."""
         if size < SHARED_FROM_BYTES:
             return memoryview(bytearray(size))
+        with self._lock:
+            return self._take(size)
+
+    def copy(self, buffer: memoryview) -> memoryview:
+        """The same content in memory of its own."""
+        taken = self.take(buffer.nbytes)
+        taken[:] = buffer
+        return taken
+
+    def _take(self, size: int) -> memoryview:
         rounded = _rounded(size)
         for index in range(len(self._mappings)):
             if len(self._mappings[index]) == rounded and sys.getrefcount(self._mappings[index]) <= _IDLE:
@@ -183,6 +194,11 @@ class Borrowed:
     def knows(self, number: int) -> bool:
         """Whether it came before."""
         return number in self._mappings
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any may be referred to."""
+        return bool(self._used)
 
     def drop(self, number: int) -> None:
         """The other end has no more use for it."""

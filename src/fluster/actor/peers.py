@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, small_frame
+from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, skip, small_frame
+from fluster.actor.link import let_go
 from fluster.actor.memory import Received, Slab, Slabs
 from fluster.actor.protocol import Kind
 
@@ -43,6 +44,7 @@ class Peer:
         self.acknowledged = 0
         self.fileno = sock.fileno()
         self._sock = sock
+        self._memory = received
         self._reactor = reactor
         self._lock = threading.Lock()
         self._slabs = Slabs() if sock.family == socket.AF_UNIX else None
@@ -86,7 +88,7 @@ class Peer:
             outgoing = lay_out(message, None if self._closed else self._slabs, acknowledged=number)
             if outgoing.slab is not None:
                 outgoing.slab.pinned = True
-            snapshot = outgoing.snapshot(message)
+            snapshot = outgoing.snapshot(message, self._memory)
             if not self._closed:
                 self._announce_drops()
                 self._write(outgoing)
@@ -126,6 +128,10 @@ class Peer:
             self._sock.close()
         self.session.lost(self)
 
+    def abandon(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        let_go(self._sock)
+
     def _announce_drops(self) -> None:
         while self._slabs is not None and self._slabs.dropped:
             self._write(Outgoing([small_frame(Kind.DROP, self._slabs.dropped.pop())]))
@@ -141,13 +147,13 @@ class Peer:
             self._drain()
 
     def _write(self, outgoing: Outgoing) -> None:
-        """Sends, or keeps what does not go yet: copied, because its owner may change it."""
+        """Sends, or keeps what does not go yet; what it lies in is changed by nobody."""
         if self._backlog:
-            self._backlog.append(_kept(outgoing))
+            self._backlog.append(outgoing)
             self._drain()
             return
         if not self._push(outgoing):
-            self._backlog.append(_kept(outgoing))
+            self._backlog.append(outgoing)
             self._reactor.want_to_write(self, True)
 
     def _drain(self) -> None:
@@ -183,19 +189,3 @@ class Peer:
             _log.debug("a reply could not be sent: %s", error)
             pieces.clear()
         return True
-
-
-def _kept(outgoing: Outgoing) -> Outgoing:
-    outgoing.pieces = [bytes(piece) for piece in outgoing.pieces]
-    return outgoing
-
-
-def skip(pieces: list[bytes | memoryview], count: int) -> None:
-    """Takes the first `count` bytes off."""
-    while count:
-        size = len(pieces[0]) if isinstance(pieces[0], bytes) else pieces[0].nbytes
-        if count < size:
-            pieces[0] = memoryview(pieces[0])[count:]
-            return
-        count -= size
-        del pieces[0]

@@ -91,7 +91,7 @@ def load_thrown(data: bytes | memoryview) -> BaseException:
 def not_rebuilt(what: str, error: Exception) -> RemoteError:
     """What a caller gets instead of a value that came and cannot be loaded."""
     return RemoteError(
-        f"{what} cannot be rebuilt here: {type(error).__name__}: {error};"
+        f"{what} cannot be rebuilt here: {type(error).__name__}: {Thrown.of(error).message};"
         " what it is made of must be importable in this process too"
     )
 
@@ -99,4 +99,4 @@ def not_rebuilt(what: str, error: Exception) -> RemoteError:
 def unpicklable_result(value: object, error: BaseException) -> RemoteError:
     """What a caller gets instead of a value that cannot travel."""
     kind = type_name(type(value))
-    return RemoteError(f"the result, of type {kind}, cannot be pickled: {error}", type_name=kind)
+    return RemoteError(f"the result, of type {kind}, cannot be pickled: {Thrown.of(error).message}", type_name=kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
@@ -35,10 +35,9 @@ class ActorPool(Generic[T]):
         self._find = find
         self._channels = channels
         self._class = actor_class
-        self._lock = threading.Lock()
         self._found: list[ActorEndpoint] = []
         self._found_at = -LOOKED_UP_S
-        self._turn = 0
+        self._turns = itertools.count()
         self._gone: set[tuple[str, str]] = set()
 
     def __repr__(self) -> str:
@@ -97,34 +96,30 @@ class ActorPool(Generic[T]):
             found = self._look_up()
         if not found:
             raise ActorNotFound(self._name)
-        with self._lock:
-            turn = self._turn
-            self._turn += 1
-        return found[turn % len(found)]
+        return found[next(self._turns) % len(found)]
 
     def _other_than_gone(self) -> ActorEndpoint | None:
         """One that is not known to be gone, looked up now."""
         found = self._look_up()
         if not found:
             return None
-        with self._lock:
-            turn = self._turn
-            self._turn += 1
-        return found[turn % len(found)]
+        return found[next(self._turns) % len(found)]
 
     def _is_gone(self, endpoint: ActorEndpoint) -> None:
         """Its server does not answer any more, whatever the registry says for a moment yet."""
-        with self._lock:
-            self._gone.add((endpoint.actor_id, endpoint.access_key))
-            self._found = [each for each in self._found if (each.actor_id, each.access_key) not in self._gone]
+        self._gone = {*self._gone, (endpoint.actor_id, endpoint.access_key)}
+        self._found = self._living(self._found)
 
     def _look_up(self) -> list[ActorEndpoint]:
         everything = self._find()
-        with self._lock:
-            self._gone &= {(each.actor_id, each.access_key) for each in everything}
-            found = [each for each in everything if (each.actor_id, each.access_key) not in self._gone]
-            self._found, self._found_at = found, time.monotonic()
+        self._gone = self._gone & {(each.actor_id, each.access_key) for each in everything}
+        found = self._found = self._living(everything)
+        self._found_at = time.monotonic()
         return found
+
+    def _living(self, endpoints: list[ActorEndpoint]) -> list[ActorEndpoint]:
+        gone = self._gone
+        return [each for each in endpoints if (each.actor_id, each.access_key) not in gone]
 
 
 class BroadcastHandle:

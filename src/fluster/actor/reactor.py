@@ -87,6 +87,11 @@ class Reactor:
             return list(self._peers.values())
 
     @property
+    def peers_at_fork(self) -> list[Peer]:
+        """The same where no other thread is left, and the lock may be held by one that was not forked."""
+        return list(self._peers.values())
+
+    @property
     def batches(self) -> bool:
         """Whether the calling thread will flush soon: it leads, and there is more to run."""
         return bool(self._parsed) and self._leader == threading.get_ident()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -86,6 +88,7 @@ class ActorServer:
         self._closed = threading.Event()
         self._wanted_end = threading.Event()
         self._context: ActorContext | None = None
+        _ALL.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +170,8 @@ class ActorServer:
             self._ids.pop(hosted.actor_id, None)
             self._retired.add(hosted.actor_id)
             self._targets.clear()
+            self._lanes.remove(hosted.lane)
+        hosted.lane.close()
         self._withdraw(hosted)
 
     def serve(self) -> None:
@@ -365,6 +370,27 @@ class ActorServer:
 
         before = signal.signal(signal.SIGTERM, end)
         return lambda: (signal.signal(signal.SIGTERM, before), None)[1]
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child, which has none of the threads: what it holds open would outlive the parent."""
+        self._stopping = True
+        self._closed.set()
+        if self._doors is not None:
+            self._doors.abandon()
+        for peer in self._reactor.peers_at_fork:
+            peer.abandon()
+
+
+_ALL: weakref.WeakSet[ActorServer] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for server in list(_ALL):
+        server._leave_to_parent()
+    OWN_SERVERS.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 class _Http:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fluster.actor import pickled
-from fluster.actor.frames import Frame, Message, Outgoing
+from fluster.actor.frames import Frame, Message
 from fluster.actor.hosted import Hosted, Method, refused
-from fluster.actor.protocol import HEADER, IN_STREAM, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
+from fluster.actor.protocol import HEADER, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
 from fluster.actor.types import CURRENT
-from fluster.errors import ActorCallTimeout, RemoteError
+from fluster.errors import ActorCallTimeout, ActorNotFound, RemoteError
 
 if TYPE_CHECKING:
-    import threading
-
     from fluster.actor.lanes import Lane, LoopThread, Work
     from fluster.actor.memory import Slab
     from fluster.actor.peers import Peer
@@ -42,7 +41,7 @@ class Session:
 
     def __init__(self, resolve: Resolve, loop: LoopThread, lock: threading.Lock) -> None:
         self.peer: Peer | None = None
-        self.silent_since: float | None = None
+        self.silent_since: float | None = time.monotonic()
         self._resolve = resolve
         self._loop = loop
         self._lock = lock
@@ -62,6 +61,7 @@ class Session:
         """
         with self._lock:
             before, self.peer = self.peer, None
+            self.silent_since = time.monotonic()  # until it is told: it may be gone by then
             wanted = set(open_calls)
             for call_id in [call_id for call_id in self._calls if call_id not in wanted]:
                 call = self._calls.pop(call_id)
@@ -131,7 +131,8 @@ class Session:
                 peer.sent.append(call.call_id)
                 call.reply, call.slab = peer.send(message)
             elif message.buffers:
-                call.reply = Outgoing([], offsets=[IN_STREAM] * len(message.buffers)).snapshot(message)
+                copies = [memoryview(bytes(each)) for each in message.buffers]
+                call.reply = Message(message.kind, message.call_id, message.body, copies)
             else:
                 call.reply = message
 
@@ -171,9 +172,11 @@ class Session:
             if method.streams is not streams:
                 raise _wrong_way(method)
         except ProtocolError:
+            with self._lock:
+                del self._calls[frame.call_id]
             raise
-        except Exception as error:
-            self.fail(call, error, 0 if isinstance(error, AttributeError) else Flag.NOT_RUN)
+        except BaseException as error:  # whatever the actor's attributes do when they are looked at
+            self.fail(call, error, Flag.NOT_RUN if isinstance(error, ActorNotFound) else 0)
             return None
         call.hosted, call.method = hosted, method
         if method.in_loop:
@@ -358,7 +361,7 @@ class Call:
     def _raised(self, error: BaseException) -> None:
         content = pickled.dump_thrown(error)
         # What it refers to, arguments among others, is not needed any more.
-        error.__traceback__ = None
+        BaseException.with_traceback(error, None)  # its class may refuse to have attributes set
         del error
         self._free_arguments()
         self.session.reply(self, Message(Kind.ERROR, self.call_id, content))
@@ -372,7 +375,7 @@ class Call:
 class Stream(Call):
     """A call whose method gives items: it goes on in steps, as far as the caller has consumed what came before."""
 
-    __slots__ = ("_consumed", "_iterator", "_parked", "_sent", "_unconsumed", "_wake")
+    __slots__ = ("_consumed", "_iterator", "_parked", "_parking", "_sent", "_unconsumed", "_wake")
 
     def __init__(self, session: Session, frame: Frame) -> None:
         super().__init__(session, frame)
@@ -380,6 +383,7 @@ class Stream(Call):
         self._unconsumed: deque[tuple[int, Message]] = deque()
         self._sent = self._consumed = 0
         self._parked = False
+        self._parking = threading.Lock()
         self._wake: asyncio.Event | None = None
 
     def run(self) -> None:
@@ -395,7 +399,7 @@ class Stream(Call):
                 if self._sent - self._consumed >= STREAM_WINDOW and self._park():
                     return
                 self._give(next(self._iterator))
-                if self.hosted.lane.has_work:
+                if self.hosted.lane.has_work and not self.hosted.lane.closed:
                     self.hosted.lane.push(self)
                     return
             self._close()
@@ -426,8 +430,7 @@ class Stream(Call):
     def cancel(self) -> None:
         """Ends it at its next item."""
         super().cancel()
-        if self._parked and self.stop is None:
-            self._parked = False
+        if self.stop is None and self._unparked():
             self.hosted.lane.push(self)
 
     def credit(self, consumed: int) -> tuple[Lane, Work] | None:
@@ -437,14 +440,13 @@ class Stream(Call):
             self._unconsumed.popleft()
         if self._wake is not None:
             self.session._loop.call(self._wake.set)
-        elif self._parked:
-            self._parked = False
+        elif self._unparked():
             return self.hosted.lane, self
         return None
 
     def resend(self, peer: Peer) -> None:
         """Sends what is not known to have arrived."""
-        for number, message in self._unconsumed:
+        for number, message in list(self._unconsumed):  # which the generator's thread lengthens meanwhile
             _unpin(peer.send(message, number))
         super().resend(peer)
 
@@ -456,18 +458,24 @@ class Stream(Call):
     def _park(self) -> bool:
         """Waits for credit; false if it came just now."""
         self._parked = True
-        if self._sent - self._consumed < STREAM_WINDOW or self.cancelled:
-            self._parked = False
-            return False
-        return True
+        wanted = self._sent - self._consumed < STREAM_WINDOW or self.cancelled
+        # Whoever gave credit in this moment may have seen to it that another thread goes on.
+        return not (wanted and self._unparked())
+
+    def _unparked(self) -> bool:
+        """Whether it is the calling thread that is to go on with it: one of those that try."""
+        with self._parking:
+            parked, self._parked = self._parked, False
+        return parked
 
     def _give(self, item: Any) -> None:
         self._sent += 1
         message = dumped(Kind.ITEM, self.call_id, item)
         if message.kind == Kind.ERROR:
             raise pickled.load_thrown(message.body)
-        # A copy: the generator may change what it gave, and the item may have to be sent again.
-        message = Message(message.kind, message.call_id, message.body, [memoryview(bytes(b)) for b in message.buffers])
+        if message.buffers:
+            # A copy: the generator may change what it gave, and the item may have to be sent again.
+            message.buffers = [memoryview(bytes(each)) for each in message.buffers]
         self._unconsumed.append((self._sent, message))
         self.session.item(self, message, self._sent)
 
@@ -480,7 +488,7 @@ def dumped(kind: int, call_id: int, value: Any) -> Message:
     """A value to be sent; an ERROR if it cannot be."""
     try:
         body, buffers = pickled.dump(value)
-    except Exception as error:
+    except BaseException as error:  # whatever its class does when it is pickled
         return Message(Kind.ERROR, call_id, pickled.dump_thrown(pickled.unpicklable_result(value, error)))
     return Message(kind, call_id, body, buffers)
 
@@ -498,6 +506,4 @@ def _unpin(sent: tuple[Message, Slab | None]) -> None:
 
 
 def _unregistered(hosted: Hosted) -> Exception:
-    from fluster.errors import ActorNotFound
-
     return ActorNotFound(hosted.name, f"actor {hosted.name!r} was unregistered")

@@ -240,15 +240,16 @@ class Channel:
                 self._fail_all()
 
     def _transmit(self, link: Link, pending: _Pending) -> None:
+        if link.borrows:
+            link.free()
         if not pending.buffers:
             link.send_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms())
             return
-        link.free()
         message = Message(Kind.CALL, pending.call_id, pending.body, pending.buffers, pending.flags)
         outgoing = link.send(message, left_ms=pending.left_ms())
         if pending.future is not None or pending.items is not None:
             # The caller goes on, and may change what it gave.
-            pending.buffers, pending.slab = outgoing.snapshot(message).buffers, outgoing.slab
+            pending.buffers, pending.slab = outgoing.snapshot(message, self._received).buffers, outgoing.slab
             if outgoing.slab is not None:
                 outgoing.slab.pinned = True
 
@@ -359,6 +360,14 @@ class Channel:
 
     def _wait(self, pending: _Pending, deadline: float | None, *, until: Callable[[], bool] | None = None) -> None:
         """Returns when the call has its reply, or `until` is true."""
+        try:
+            self._wait_or_read(pending, deadline, until)
+        finally:
+            # It may have been asked to read just when it had no more reason to.
+            if self._waiting and not self._role.locked():
+                self._promote()
+
+    def _wait_or_read(self, pending: _Pending, deadline: float | None, until: Callable[[], bool] | None) -> None:
         while not (pending.done or (until is not None and until())):
             if self._role_owner == threading.get_ident():  # called by the callback of a future
                 self._read(deadline)
@@ -460,6 +469,7 @@ class Channel:
                 self._settle(pending)
             if frame.buffers:
                 self._quietly(link.acknowledge)
+                self._quietly(link.free)
         elif kind == Kind.ITEM:
             pending = self._pending.get(frame.call_id)
             if pending is not None and pending.items is not None and frame.acknowledged == pending.number + 1:
