@@ -1,6 +1,6 @@
 """What users write, as their type checker sees it: checked by `test_typing.py`, never run."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import fluster
 from fluster import Cause, Endpoint, Entrypoint, JobFailed, JobId, JobInfo, JobRequest, JobStatus, ResourceConfig
@@ -39,6 +39,28 @@ def handle(error: JobFailed) -> None:
     assert_type(error.cause, Cause | None)
     assert_type(error.info, JobInfo | None)
     assert_type(error.last_lines, tuple[str, ...])
+
+
+class Calculator:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    @fluster.idempotent
+    def sub(self, a: int, b: int) -> int:
+        return a - b
+
+
+def call(resolver: fluster.Resolver, server: fluster.ActorServer) -> None:
+    typed = resolver.lookup("calculator", Calculator)
+    assert_type(typed, fluster.ActorPool[Calculator])
+    assert_type(typed.call().add(2, 3), int)
+    assert_type(typed.call().sub(2, 3), int)
+    assert_type(typed.size, int)
+    typed.call().add("2", 3)  # type: ignore[arg-type]
+    assert_type(resolver.lookup("calculator"), fluster.ActorPool[Any])
+    assert_type(resolver.lookup("calculator").broadcast().add(2, 3), list[fluster.ActorFuture[Any]])
+    assert_type(server.register("calculator", Calculator()), fluster.ActorId)
+    assert_type(fluster.current_actor().cluster, fluster.Cluster | None)
 
 
 # Mistakes a type checker finds; an unused ignore is an error, so each of them is one.
