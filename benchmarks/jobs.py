@@ -9,6 +9,7 @@ interpreter, of Ray's own job submission. Absolute figures drift with the machin
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -131,7 +132,8 @@ def ray_job_s(python: str, count: int) -> float | None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ray-python", help="an interpreter with ray[default] installed")
+    ray_here = sys.executable if importlib.util.find_spec("ray") is not None else None
+    parser.add_argument("--ray-python", default=ray_here, help="an interpreter with ray[default]; default: this one's")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of the one-by-one row")
     parser.add_argument("--many", type=int, default=1000, help="jobs of the largest row")
     parser.add_argument("--json", action="store_true")
