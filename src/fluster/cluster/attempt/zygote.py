@@ -7,7 +7,9 @@ requests come in on stdin, replies leave on stdout, and the end of stdin, a work
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -15,7 +17,6 @@ import signal
 import sys
 from dataclasses import dataclass
 
-import fluster.cluster.context  # noqa: F401 - preloaded: every job that talks to its cluster reads it
 from fluster.cluster.attempt import main as runner
 from fluster.cluster.attempt import proc
 from fluster.cluster.attempt.cgroup import Hierarchy, remove_if_empty
@@ -25,6 +26,22 @@ from fluster.cluster.attempt.request import hierarchies_from_json, request_numbe
 from fluster.cluster.attempt.shim import Ends, supervise
 from fluster.cluster.attempt.tree import send
 
+_PRELOADED = (
+    "fluster.cluster.context",
+    "fluster.rpc.client",
+    "fluster.cluster.wire",
+    "fluster.cluster.client",
+    "fluster.cluster.local",
+    "fluster.actor.transport",
+    "fluster.actor.resolver",
+    "fluster.actor.server",
+    "fluster.pool.executor",
+)
+"""What jobs that talk to their cluster, host actors or work for a pool import: 0.2 s in each of them otherwise.
+
+By name, because it stands above this layer, and one by one while there is nothing else to do: no attempt waits for it.
+"""
+_PRELOAD_AFTER_MS = 500
 _CHUNK = 1 << 16
 # A spare costs as much to fork as an attempt to start: not while one is starting.
 _SPARE_AFTER_MS = 10
@@ -47,6 +64,8 @@ class Zygote:
         self._received = bytearray()
         self._shims: dict[int, int] = {}  # with the number of the request each was given, 0: none yet
         self._spare: _Spare | None = None
+        self._preloads = list(reversed(_PRELOADED))
+        self._idle = False
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> int | None:
@@ -56,7 +75,7 @@ class Zygote:
         self._ends.replies.tell({"ready": os.getpid()})
         poll = self._poll()
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll(_SPARE_AFTER_MS if self._spare is None else None)}
+            ready = {descriptor for descriptor, _ in poll.poll(self._patience_ms())}
             if self._ends.lifeline in ready:
                 return None
             if self._wake in ready:
@@ -64,6 +83,9 @@ class Zygote:
                 self._reap()
             if self._requests in ready and not self._receive():
                 return None
+            self._idle = not ready and self._spare is not None
+            if self._idle:
+                self._preload()
             if (fork := self._fork_due(idle=not ready)) is not None:
                 return fork
 
@@ -80,6 +102,21 @@ class Zygote:
             if descriptor is not None:
                 poll.register(descriptor, select.POLLIN)
         return poll
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for an event before there is time for something else; `None`: there is nothing else."""
+        if self._spare is None:
+            return _SPARE_AFTER_MS
+        if not self._preloads:
+            return None
+        return _SPARE_AFTER_MS if self._idle else _PRELOAD_AFTER_MS
+
+    def _preload(self) -> None:
+        if not self._preloads:
+            return
+        with contextlib.suppress(ImportError):  # an environment may have another version
+            importlib.import_module(self._preloads.pop())
+        _keep_preloaded()
 
     def _receive(self) -> bool:
         content = os.read(self._requests, _CHUNK)
@@ -165,6 +202,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _keep_preloaded() -> None:
+    """What is imported now is the zygote's own, and its forks leave it alone."""
+    remember_preloaded()
+    gc.freeze()  # a collection in a fork would copy the pages of everything imported
+
+
 def _move_pipes() -> tuple[int, int]:
     """Requests and replies on descriptors of their own; prints of an imported module must not become replies."""
     requests, replies = os.dup(0), os.dup(1)
@@ -183,9 +226,8 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker to handle
     proc.name_this_process("fluster-zygote")
     proc.become_subreaper()
-    remember_preloaded()
     gc.collect()
-    gc.freeze()  # a collection in a fork would copy the pages of everything imported
+    _keep_preloaded()
     ends = Ends(Replies(replies), parsed.lifeline_fd, os.getpid())
     cgroups = hierarchies_from_json(parsed.cgroups)
     zygote = Zygote(requests, ends)
