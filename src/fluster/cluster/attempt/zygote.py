@@ -90,10 +90,15 @@ class Zygote:
                 return fork
 
     def end(self, cgroups: tuple[Hierarchy, ...]) -> None:
-        """Ends the spare, which ends by itself when nobody can send it a request, and collects it."""
+        """Ends the spare, which ends by itself when nobody can send it a request, and collects it and orphans."""
         if self._spare is not None:
             os.close(self._spare.requests)
             os.waitpid(self._spare.pid, 0)
+            del self._shims[self._spare.pid]
+            self._spare = None
+        self._reap()
+        for orphan in self._orphans():
+            os.waitpid(orphan, 0)
         remove_if_empty(each.path for each in cgroups)
 
     def _poll(self) -> select.poll:
@@ -191,8 +196,11 @@ class Zygote:
 
     def _end_orphans(self) -> None:
         """A child that is no shim was left behind by one that somebody killed: nobody else will end it."""
-        for orphan in set(proc.children(os.getpid())) - self._shims.keys():
+        for orphan in self._orphans():
             send((orphan, *proc.descendants(orphan)), signal.SIGKILL)
+
+    def _orphans(self) -> set[int]:
+        return set(proc.children(os.getpid())) - self._shims.keys()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
