@@ -1,4 +1,4 @@
-"""Counts the words of every Python source file of the standard library, with a gang of tasks on a cluster.
+"""Counts the words of every Python source file of the standard library, with a pool of workers on a cluster.
 
     python examples/wordcount.py [--tasks 4]
 
@@ -17,29 +17,20 @@ import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from fluster import (
-    Cluster,
-    Entrypoint,
-    JobId,
-    JobRequest,
-    JobStatus,
-    LocalCluster,
-    LogLine,
-    ResourceConfig,
-    current_cluster,
-)
+from fluster import Cluster, JobId, LocalCluster, ResourceConfig, current_cluster
+from fluster.pool import WorkerPool
 
 WORD = re.compile(r"[a-z]{3,}")
 NOT_OURS = {"site-packages", "dist-packages"}
 """Directories below the standard library that hold what was installed besides."""
-SAY_EVERY_S = 0.2
-DONE = re.compile(r"([\d.]+) of ([\d.]+) MB")
+SHARES_EACH = 8
+"""Parts of the work for each worker: many enough that all are busy until the end."""
 
 
 @dataclass
@@ -51,7 +42,7 @@ class Count:
     size_bytes: int = 0
 
 
-# What each task does.
+# What the workers do.
 
 
 def source_files() -> list[Path]:
@@ -62,37 +53,27 @@ def source_files() -> list[Path]:
 
 
 def count_words(files: Sequence[Path]) -> Count:
-    """Counts the words of these files and prints how far it is."""
+    """Counts the words of these files."""
     count = Count(Counter())
-    total_bytes = sum(path.stat().st_size for path in files)
-    said_at = time.monotonic()
     for path in files:
         content = path.read_bytes()
         count.words.update(WORD.findall(content.decode("utf-8", errors="replace").lower()))
         count.files += 1
         count.size_bytes += len(content)
-        if time.monotonic() - said_at > SAY_EVERY_S or count.files == len(files):
-            said_at = time.monotonic()
-            print(f"{count.size_bytes / 1e6:.1f} of {total_bytes / 1e6:.1f} MB, {count.files} files", flush=True)
     return count
 
 
-def count_share() -> Count:
-    """What one task of the gang does: every n-th file, so that all get large ones and small ones."""
-    task, tasks = int(os.environ["FLUSTER_TASK_INDEX"]), int(os.environ["FLUSTER_NUM_TASKS"])
-    return count_words(source_files()[task::tasks])
+def count_share(files: Sequence[Path]) -> tuple[str, Count]:
+    """Counts a part, prints that, and says which worker did it."""
+    count = count_words(files)
+    print(f"{count.size_bytes / 1e6:.1f} MB, {count.files} files", flush=True)
+    return os.environ["FLUSTER_JOB_NAME"].removeprefix("wordcount-"), count
 
 
 # What the launcher does.
 
 
-def launch(cluster: Cluster, tasks: int) -> JobId:
-    """Launches the gang. Half a core each lets four tasks start together on a machine with two."""
-    resources = ResourceConfig.with_cpu(cpu=0.5, memory="512MB", replicas=tasks)
-    return cluster.launch(JobRequest("wordcount", Entrypoint.from_callable(count_share), resources))
-
-
-def merge(counts: Sequence[Count]) -> Count:
+def merge(counts: Iterable[Count]) -> Count:
     """All of them as one."""
     whole = Count(Counter())
     for count in counts:
@@ -103,36 +84,46 @@ def merge(counts: Sequence[Count]) -> Count:
 
 
 def run(cluster: Cluster, tasks: int, view: View) -> tuple[JobId, Count]:
-    """Launches the gang, shows what it prints, and merges what its tasks return."""
-    job_id = launch(cluster, tasks)
-    view.say(f"job {job_id}: a gang of {tasks} tasks")
-    wait_for_start(cluster, job_id, view)
-    for line in cluster.logs(job_id, follow=True):
-        view.show(line)
-    return job_id, merge([cluster.result(job_id, task=task) for task in range(tasks)])
+    """Has workers count, and merges what they return as it comes; also gives the job of the first one."""
+    # Half a core each lets four of them start together on a machine with two.
+    resources = ResourceConfig.with_cpu(cpu=0.5, memory="512MB")
+    # Each worker is a job of one task.
+    with WorkerPool(cluster, tasks, resources, name_prefix="wordcount") as pool:
+        job_id = cluster.list_jobs(name_prefix="wordcount-0", limit=1)[0].job_id
+        view.say(f"job {job_id} and others: a pool of {tasks} workers")
+        wait_for_start(pool, view)
+        # Asked of a worker: its machine has the files that it counts.
+        files = pool.submit(source_files).result()
+        shares = [files[share :: tasks * SHARES_EACH] for share in range(tasks * SHARES_EACH)]
+        return job_id, merge(shown(pool.imap(count_share, [share for share in shares if share], ordered=False), view))
 
 
-def wait_for_start(cluster: Cluster, job_id: JobId, view: View) -> None:
-    """Says what the job waits for, until it runs or has ended."""
-    said = None
-    while (info := cluster.poll(job_id)).status is JobStatus.PENDING:
-        if info.pending_reason not in (None, said):
-            said = info.pending_reason
-            view.say(f"waiting: {said}")
-        time.sleep(0.05)
+def shown(results: Iterable[tuple[str, Count]], view: View) -> Iterator[Count]:
+    """The counts, each shown when it comes."""
+    for worker, count in results:
+        view.show(worker, count)
+        yield count
+
+
+def wait_for_start(pool: WorkerPool, view: View) -> None:
+    """Waits for all workers, but not for ever: those that are there can do the work."""
+    try:
+        pool.wait_for_workers(timeout=20)
+    except TimeoutError as error:
+        view.say(f"waiting: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program."""
     parser = argparse.ArgumentParser(description="Counts the words of the standard library on a cluster.")
-    parser.add_argument("--tasks", type=int, default=4, help="how many tasks count (default: 4)")
+    parser.add_argument("--tasks", type=int, default=4, help="how many workers count (default: 4)")
     tasks = parser.parse_args(argv).tasks
     if tasks < 1:
         parser.error("--tasks must be at least 1")
     started = time.monotonic()
     cluster = current_cluster()
     start_s = time.monotonic() - started
-    with open_view(tasks) as view:
+    with open_view() as view:
         view.say(f"the cluster at {cluster.address} is there after {start_s:.1f} s")
         started = time.monotonic()
         job_id, count = run(cluster, tasks, view)
@@ -152,8 +143,8 @@ class View(Protocol):
     def say(self, text: str) -> None:
         """A line."""
 
-    def show(self, line: LogLine) -> None:
-        """What a task printed."""
+    def show(self, worker: str, count: Count) -> None:
+        """What a worker counted."""
 
 
 class PlainView:
@@ -163,14 +154,14 @@ class PlainView:
         """A line."""
         print(text, file=sys.stderr, flush=True)
 
-    def show(self, line: LogLine) -> None:
-        """What a task printed, with its index."""
-        self.say(f"[task {line.task}] {line.data}")
+    def show(self, worker: str, count: Count) -> None:
+        """What a worker counted."""
+        self.say(f"[task {worker}] {count.size_bytes / 1e6:.1f} MB, {count.files} files")
 
 
 @contextmanager
-def open_view(tasks: int) -> Iterator[View]:
-    """Bars that move, above them what the tasks print; plain lines where nobody can see that."""
+def open_view() -> Iterator[View]:
+    """A bar that moves for each worker; plain lines where nobody can see that."""
     if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
         yield PlainView()
         return
@@ -180,20 +171,20 @@ def open_view(tasks: int) -> Iterator[View]:
     except ModuleNotFoundError:
         yield PlainView()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f} MB"))
     screen = Console(stderr=True, highlight=False)
     # Drawing must not take the cores that count.
     with Progress(*columns, TimeElapsedColumn(), console=screen, refresh_per_second=5) as progress:
-        bars = [progress.add_task(f"task {task}", total=1, said="") for task in range(tasks)]
+        bars: dict[str, Any] = {}
 
         class BarView:
             def say(self, text: str) -> None:
                 progress.console.print(text, style="dim", markup=False)
 
-            def show(self, line: LogLine) -> None:
-                progress.console.print(f"[task {line.task}] {line.data}", markup=False)
-                if found := DONE.match(line.data):
-                    progress.update(bars[line.task], completed=float(found[1]), total=float(found[2]), said=found[0])
+            def show(self, worker: str, count: Count) -> None:
+                if worker not in bars:
+                    bars[worker] = progress.add_task(f"task {worker}", total=None)
+                progress.update(bars[worker], advance=count.size_bytes / 1e6)
 
         yield BarView()
 
@@ -214,11 +205,11 @@ def print_useful_commands(job_id: JobId, *, stays: bool) -> None:
     again = f"{python} {shlex.quote(path_from_here(Path(__file__)))}"
     if stays:
         commands = [
-            (f"{fluster} status {job_id}", "how the job and its tasks ended"),
-            (f"{fluster} logs {job_id} --task 0", "what its first task printed"),
+            (f"{fluster} status {job_id}", "how the first worker's job ended"),
+            (f"{fluster} logs {job_id} --task 0", "what it printed"),
             (f"{fluster} events {job_id}", "what happened to it, step by step"),
             (f"{fluster} workers", "the machines"),
-            (f"{again} --tasks 8", "count again, with more tasks"),
+            (f"{again} --tasks 8", "count again, with more workers"),
         ]
     else:
         commands = [

@@ -1,4 +1,4 @@
-"""Runs Python on many machines: jobs, actors, and the clusters they run on.
+"""Runs Python on many machines: jobs, actors, worker pools, and the clusters they run on.
 
 Names resolve when first used, so that importing this package costs nothing a program does not need.
 """
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         ResourceExhausted,
         Unreachable,
     )
+    from fluster.pool import PoolStats, WorkerPool
 
     __version__: str
 
@@ -115,6 +116,7 @@ __all__ = [
     "Namespace",
     "NotInCluster",
     "NotPermitted",
+    "PoolStats",
     "Priority",
     "RemoteError",
     "RemoteFault",
@@ -132,6 +134,7 @@ __all__ = [
     "VMStatus",
     "WorkerId",
     "WorkerInfo",
+    "WorkerPool",
     "WorkerResources",
     "WorkerStatus",
     "__version__",
@@ -153,6 +156,7 @@ _HOME = {
     "Cluster": "fluster.cluster.client",
     "Job": "fluster.cluster.job",
     "LocalCluster": "fluster.cluster.local",
+    **dict.fromkeys(("PoolStats", "WorkerPool"), "fluster.pool"),
     "current_cluster": "fluster.cluster.local",
     **dict.fromkeys(
         (

@@ -50,7 +50,10 @@ class Thrown:
             text = f"{self.type_name}: {self.message}" if self.message else self.type_name
             error = RemoteError(text, type_name=self.type_name, remote_traceback=self.traceback)
         if self.traceback:
-            error.add_note(f"Remote traceback:\n{self.traceback.rstrip()}")
+            try:
+                error.add_note(f"Remote traceback:\n{self.traceback.rstrip()}")
+            except Exception:  # its class lets nobody set an attribute
+                pass
         return error
 
     def _loaded(self) -> BaseException | None:

@@ -48,10 +48,14 @@ class Channels:
             if self._closed:
                 raise RuntimeError("the resolver, or its cluster, was closed")
             channel = self._channels.get(endpoint.access_key)
-            if channel is None:
-                self._channels = {key: each for key, each in self._channels.items() if not each.spent}
-                channel = self._channels[endpoint.access_key] = Channel(endpoint.address, endpoint.access_key)
-            return channel
+            if channel is not None:
+                return channel
+            spent = [each for each in self._channels.values() if each.spent]
+            self._channels = {key: each for key, each in self._channels.items() if each not in spent}
+            channel = self._channels[endpoint.access_key] = Channel(endpoint.address, endpoint.access_key)
+        for each in spent:
+            each.close()
+        return channel
 
 
 _ALL: weakref.WeakSet[Channels] = weakref.WeakSet()

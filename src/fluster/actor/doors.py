@@ -116,10 +116,12 @@ class Doors:
         for descriptor in (self._wake, *(listener.fileno() for listener in self._listeners)):
             poll.register(descriptor, select.POLLIN)
         by_descriptor = {listener.fileno(): listener for listener in self._listeners}
+        tidied_at = time.monotonic()
         while not self._closed:
             ready = poll.poll(_TIDY_EVERY_S * 1000)
-            if not ready:
+            if time.monotonic() - tidied_at >= _TIDY_EVERY_S:
                 self._tidy()
+                tidied_at = time.monotonic()
             for descriptor, _ in ready:
                 if descriptor in by_descriptor:
                     self._accept(by_descriptor[descriptor])

@@ -42,6 +42,18 @@ class Frame:
     buffers: list[memoryview]
 
 
+class TooLarge(ProtocolError):
+    """A message beyond the limit comes; the connection cannot go on, because it is not read.
+
+    Attributes:
+        frame: Its header.
+    """
+
+    def __init__(self, frame: Frame, limit: int) -> None:
+        super().__init__(f"it takes more than the {limit:,} bytes that the other side accepts")
+        self.frame = frame
+
+
 class FrameReader:
     """Reads one connection. One thread at a time.
 
@@ -130,11 +142,13 @@ class FrameReader:
         """Begins the frame at this position; returns where what it took of `data` ends."""
         header: tuple[int, int, int, int, int, int, int] = HEADER.unpack_from(data, position)
         body_bytes, count, kind, flags, call_id, acknowledged, left_ms = header
-        if not 0 < kind <= LAST_KIND or count > MAX_BUFFERS or body_bytes > self._limit:
+        if not 0 < kind <= LAST_KIND or count > MAX_BUFFERS:
             raise ProtocolError("what came is no frame, or one beyond the limits")
         position += _HEADER_BYTES
         head_bytes = body_bytes + count * BUFFER.size + (SLAB.size if flags & Flag.SLAB else 0)
         frame = Frame(kind, flags, call_id, acknowledged, left_ms, b"", [])
+        if body_bytes > self._limit:
+            raise TooLarge(frame, self._limit)
         end = position + head_bytes
         if end <= len(data):
             if head_bytes == body_bytes:
@@ -182,7 +196,7 @@ class FrameReader:
             size, where = BUFFER.unpack_from(head, offset)
             total += size
             if total > self._limit:
-                raise ProtocolError("a message beyond the limit came")
+                raise TooLarge(frame, self._limit)
             if where == IN_STREAM:
                 piece = self._received.take(size)
                 frame.buffers.append(piece)
@@ -244,12 +258,14 @@ class Outgoing:
     Attributes:
         slab: Where its large buffers lie.
         offsets: Where each of its buffers lies in the slab; `IN_STREAM`: not there.
+        begun: Some of it was sent.
     """
 
     pieces: list[bytes | memoryview]
     descriptor: int | None = None
     slab: Slab | None = None
     offsets: Sequence[int] = ()
+    begun: bool = False
 
     def snapshot(self, message: Message, memory: Received) -> Message:
         """The message with memory that its owner cannot change: the slab's, which must be pinned, or a copy.

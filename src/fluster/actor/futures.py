@@ -29,5 +29,7 @@ class ActorFuture(Future[T], Generic[T]):
         cancelled = super().cancel()
         on_cancel, self._on_cancel = self._on_cancel, None
         if cancelled and on_cancel is not None:
+            # Else `concurrent.futures.wait` would not count it as done.
+            self.set_running_or_notify_cancel()
             on_cancel()
         return cancelled

@@ -41,14 +41,18 @@ class Lane:
         self._lock = threading.Lock()
         self._work: deque[Work] = deque()
         self._idle: list[_Idle] = []
-        self._closed = False
+        self._started = self._closed = False
         self.threads = [
             threading.Thread(target=self._run, name=f"fluster-{name}-{number}"[:40], daemon=True)
             for number in range(threads)
         ]
 
     def start(self) -> None:
-        """Lets the threads begin."""
+        """Lets the threads begin. Repeating it is harmless."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
         for thread in self.threads:
             thread.start()
 
@@ -80,7 +84,8 @@ class Lane:
             if idle is not None:
                 idle.leads = lead
         if closed:
-            work.run()  # which is refused, because the actor is gone
+            # It is refused, because the actor is gone; the pusher's context is none of its business.
+            contextvars.copy_context().run(work.run)
             return False
         if idle is None:
             self._reactor.interrupt(self)
@@ -123,9 +128,13 @@ class Lane:
                     leads = self._reactor.run_leading(work)
                 else:
                     work.run()
+                if not leads:
+                    # What it left for a flush by the leader may have come after the new one's last.
                     self._reactor.flush()
             elif leads:
                 leads = self._reactor.lead(self)
+                if not leads:
+                    self._reactor.flush()
             else:
                 me.wake.acquire()
                 if me.leads:
@@ -159,16 +168,27 @@ class LoopThread:
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         """Runs a coroutine; what is returned cancels it."""
         loop = self._started()
-        started: list[asyncio.Task[None]] = []
+        begun: list[asyncio.Task[None]] = []
+
+        async def run() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            begun.append(task)
+            await make()
 
         def start() -> None:
-            task = loop.create_task(make())
-            started.append(task)
+            task = loop.create_task(run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
         loop.call_soon_threadsafe(start, context=contextvars.Context())
-        return lambda: self._call(lambda: started[0].cancel())
+        # One that has not begun is not cancelled: it would never learn of it, and ends itself when it begins.
+        return lambda: self._call(lambda: [task.cancel() for task in begun])
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """Where it runs; `None` before."""
+        return self._thread
 
     def call(self, function: Callable[[], object]) -> None:
         """Runs a function there."""

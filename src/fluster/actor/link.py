@@ -6,6 +6,7 @@ import array
 import hmac
 import os
 import secrets
+import select
 import socket
 import struct
 import threading
@@ -45,6 +46,10 @@ class Refused(ConnectionError):
     """The server does not accept the key."""
 
 
+class NotSentInTime(Exception):
+    """The other end takes nothing at the moment; the connection is as good as before."""
+
+
 class Link:
     """One open connection.
 
@@ -64,11 +69,13 @@ class Link:
         open_calls: Sequence[int] | None,
         received: Received,
         max_message_bytes: int,
+        deadline: float = float("inf"),
     ) -> None:
         """`open_calls`: resume the session, with these; `None`: a new one."""
         self.on_same_host = sock.family == socket.AF_UNIX
         self._sock = sock
-        self.resumed, self.known = _prove(sock, access_key, session, open_calls)
+        until = min(deadline, time.monotonic() + CONNECT_TIMEOUT_S)
+        self.resumed, self.known = _prove(sock, access_key, session, open_calls, until)
         self.reader = FrameReader(sock, received, max_message_bytes)
         self.replies = 0
         self._lock = threading.Lock()
@@ -77,6 +84,7 @@ class Link:
         self._closed = False
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
+        self._rest: list[bytes | memoryview] = []  # of a frame that did not go out in time
 
     def send_small(self, kind: int, call_id: int = 0, body: bytes = b"", flags: int = 0, left_ms: int = 0) -> None:
         """Sends a frame without buffers.
@@ -85,10 +93,29 @@ class Link:
             OSError: The connection is broken.
         """
         with self._lock:
-            if self._queue:
-                self._flush()
+            if self._queue or self._rest:
+                self._flush(_until(left_ms))
             self._acknowledged = number = self.replies & 0xFFFFFFFF
-            self._sock.sendall(HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body)
+            frame = HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body
+            if left_ms:
+                self._send_in_time([frame], _until(left_ms), begun=False)
+            else:
+                self._sock.sendall(frame)
+
+    def cancel(self, call_id: int) -> None:
+        """Says that nobody waits for a call any more, now or with the next frame: does not wait itself.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        self._queue.append(small_frame(Kind.CANCEL, call_id, acknowledged=self.replies & 0xFFFFFFFF))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._flush(0.0)
+            except NotSentInTime:
+                pass
+            finally:
+                self._lock.release()
 
     def queue_small(self, kind: int, call_id: int, body: bytes, flags: int, left_ms: int) -> bool:
         """Keeps a frame for the next `flush`, or for whatever else is sent; whether it is the first.
@@ -97,8 +124,8 @@ class Link:
             OSError: The connection is broken.
         """
         number = self.replies & 0xFFFFFFFF
-        first = not self._queue
         self._queue.append(HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body)
+        first = len(self._queue) == 1  # asked afterwards: a flush may just have taken what was there before
         self._queued_bytes += len(body)
         if self._queued_bytes > _QUEUE_BYTES:
             self.flush()
@@ -122,6 +149,8 @@ class Link:
     def credit(self, call_id: int, consumed: int) -> None:
         """Says how many items of a stream were consumed."""
         with self._lock:
+            if self._rest:
+                self._flush()
             self._sock.sendall(small_frame(Kind.CREDIT, call_id, acknowledged=consumed))
 
     def send(self, message: Message, *, left_ms: int = 0) -> Outgoing:
@@ -131,18 +160,31 @@ class Link:
             OSError: The connection is broken.
         """
         with self._lock:
+            until = _until(left_ms)
+            self._flush(until)
             self._acknowledged = number = self.replies & 0xFFFFFFFF
-            self._flush()
             outgoing = lay_out(message, self._slabs, acknowledged=number, left_ms=left_ms)
             while self._slabs is not None and self._slabs.dropped:
-                self._sock.sendall(small_frame(Kind.DROP, self._slabs.dropped.pop()))
-            self._send_all(outgoing)
+                self._queue.append(small_frame(Kind.DROP, self._slabs.dropped.pop()))
+            if until is None:
+                self._flush()
+                self._send_all(outgoing)
+                return outgoing
+            try:
+                self._flush(until)
+                self._send_in_time(outgoing.pieces, until, outgoing, begun=False)
+            except NotSentInTime:
+                if outgoing.slab is not None and not outgoing.begun:
+                    outgoing.slab.lent = False
+                raise
         return outgoing
 
     def acknowledge(self) -> None:
         """Lets the server forget the replies that came: worth a frame when they were large."""
         with self._lock:
             if self._acknowledged != self.replies:
+                if self._rest:
+                    self._flush()
                 self._acknowledged = number = self.replies & 0xFFFFFFFF
                 self._sock.sendall(small_frame(Kind.ACK, acknowledged=number))
 
@@ -164,13 +206,11 @@ class Link:
 
     def readable_within(self, seconds: float) -> bool:
         """Whether something has come in time."""
-        import select
-
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds) * 1000))
 
-    def close(self, *, bye: bool = False) -> None:
+    def hang_up(self, *, bye: bool = False) -> None:
         """Ends the connection; who reads or writes it notices. `bye`: nobody comes back for what is open."""
         try:
             if bye:
@@ -178,6 +218,10 @@ class Link:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+    def close(self) -> None:
+        """Ends the connection and lets go of it. For whoever reads: its descriptor may be another file's soon."""
+        self.hang_up()
         with self._lock:
             if self._closed:
                 return
@@ -191,13 +235,58 @@ class Link:
         """In a forked child: lets go of the descriptor; the parent's connection goes on."""
         let_go(self._sock)
 
-    def _flush(self) -> None:
-        frames = []
+    def _flush(self, until: float | None = None) -> None:
+        if self._rest:
+            rest, self._rest = self._rest, []
+            self._send_in_time(rest, until)
+        frames: list[bytes] = []
         while self._queue:  # to which other threads add
             frames.append(self._queue.popleft())
         self._queued_bytes = 0
-        if frames:
+        if frames and until is None:
             self._sock.sendall(b"".join(frames))
+        elif frames:
+            self._rest.append(b"".join(frames))
+            self._flush(until)
+
+    def _send_in_time(
+        self,
+        pieces: list[bytes | memoryview],
+        until: float | None,
+        outgoing: Outgoing | None = None,
+        *,
+        begun: bool = True,
+    ) -> None:
+        """Sends as far as it goes in time; what was begun goes on before the next frame, what was not is forgotten.
+
+        Raises:
+            NotSentInTime: It did not go out in time.
+            OSError: The connection is broken.
+        """
+        while pieces:
+            ancillary = []
+            if outgoing is not None and outgoing.descriptor is not None:
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [outgoing.descriptor])))
+            try:
+                sent = self._sock.sendmsg(pieces[:_MAX_PIECES], ancillary, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if self._writable_within(until):
+                    continue
+                if begun:
+                    self._rest = [bytes(piece) for piece in pieces]  # their owner may change them now
+                raise NotSentInTime from None
+            begun = True
+            if outgoing is not None:
+                outgoing.begun = True
+            if outgoing is not None and outgoing.descriptor is not None and outgoing.slab is not None:
+                outgoing.slab.close_descriptor()
+                outgoing.descriptor = None
+            skip(pieces, sent)
+
+    def _writable_within(self, until: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        return bool(poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000))
 
     def _send_all(self, outgoing: Outgoing) -> None:
         pieces = outgoing.pieces
@@ -214,6 +303,10 @@ class Link:
                 outgoing.slab.close_descriptor()
                 outgoing.descriptor = None
             skip(pieces, sent)
+
+
+def _until(left_ms: int) -> float | None:
+    return time.monotonic() + left_ms / 1000 if left_ms else None
 
 
 def let_go(sock: socket.socket) -> None:
@@ -259,13 +352,13 @@ def _connect_here(access_key: str) -> socket.socket | None:
 
 
 def _prove(
-    sock: socket.socket, access_key: str, session: bytes, open_calls: Sequence[int] | None
+    sock: socket.socket, access_key: str, session: bytes, open_calls: Sequence[int] | None, until: float
 ) -> tuple[bool, list[bool]]:
     """The challenge, both ways, as the caller; then whether the session was resumed, and which calls are known."""
-    sock.settimeout(CONNECT_TIMEOUT_S)
+    sock.settimeout(max(0.001, until - time.monotonic()))
     hello = Hello(open_calls is not None, session, secrets.token_bytes(NONCE_BYTES))
     sock.sendall(hello.to_bytes())
-    version, nonce, proof = CHALLENGE.unpack(receive_exactly(sock, CHALLENGE.size))
+    version, nonce, proof = CHALLENGE.unpack(receive_exactly(sock, CHALLENGE.size, until))
     if version != VERSION:
         raise Refused(f"the actor server speaks version {version} of the protocol, this program {VERSION}")
     if not hmac.compare_digest(proof, server_proof(access_key, hello, nonce)):
@@ -273,11 +366,11 @@ def _prove(
     asked = list(open_calls or ())
     answer = ANSWER.pack(caller_proof(access_key, hello, nonce), len(asked))
     sock.sendall(answer + struct.pack(f"<{len(asked)}Q", *asked))
-    (verdict,) = VERDICT.unpack(receive_exactly(sock, VERDICT.size))
+    (verdict,) = VERDICT.unpack(receive_exactly(sock, VERDICT.size, until))
     if verdict not in (Verdict.OPENED, Verdict.RESUMED):
         raise Refused("the actor server does not accept this caller's key")
     resumed = verdict == Verdict.RESUMED
-    known = [bool(each) for each in receive_exactly(sock, len(asked))] if resumed else [False] * len(asked)
+    known = [bool(each) for each in receive_exactly(sock, len(asked), until)] if resumed else [False] * len(asked)
     sock.settimeout(None)
     return resumed, known
 

@@ -19,6 +19,8 @@ SHARED_FROM_BYTES = 256 << 10
 """Smaller buffers are faster in the stream."""
 SHARED_BUDGET_BYTES = 512 << 20
 """Of slabs that one end of a connection has; what does not fit goes through the stream."""
+MAX_SLABS = 64
+"""Each costs both ends a descriptor as long as something in it is kept; a process has 1,024 of them as a rule."""
 _KEPT_BYTES = 256 << 20
 _ALIGNMENT = 64
 _PAGE = mmap.PAGESIZE
@@ -159,14 +161,14 @@ class Slabs:
     def _make_room(self, size: int) -> bool:
         used = sum(slab.size for slab in self._slabs.values())
         for slab in list(self._slabs.values()):
-            if used + size <= self._budget:
+            if used + size <= self._budget and len(self._slabs) < MAX_SLABS:
                 break
             if not (slab.lent or slab.pinned):
                 used -= slab.size
                 slab.close_descriptor()
                 del self._slabs[slab.number]
                 self.dropped.append(slab.number)
-        return used + size <= self._budget
+        return used + size <= self._budget and len(self._slabs) < MAX_SLABS
 
     def _make(self, size: int) -> Slab:
         descriptor = os.memfd_create("fluster", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -105,6 +105,11 @@ class Peer:
             if self._slabs is not None:
                 self._slabs.give_back(number)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._backlog or self._batch)
+
     def flush(self) -> None:
         """Sends what waits, as far as it goes."""
         with self._lock:
@@ -127,6 +132,13 @@ class Peer:
                 pass
             self._sock.close()
         self.session.lost(self)
+
+    def hang_up(self) -> None:
+        """Ends the connection; whoever reads it notices, and lets go of it."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def abandon(self) -> None:
         """In a forked child: the connection is the parent's."""

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 LOOKED_UP_S = 1.0
 """What was found is believed for so long; what turns out to be gone is looked up at once."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.05
 
 
 class ActorPool(Generic[T]):

@@ -62,7 +62,7 @@ class ActorMethod:
     def __repr__(self) -> str:
         return f"<method {self._name!r} of actor {self._route.endpoint.name!r}>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls it and waits.
 
         Raises:
@@ -83,17 +83,20 @@ class ActorMethod:
             error, may_run = gone_in_between, self._idempotent
         if not may_run:
             route.pool._is_gone(endpoint)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # else it would refer to itself, and keep the arguments
         return self._elsewhere(endpoint, error, lambda channel, target, left: channel.call(target, args, kwargs, left))
 
-    def submit(self, *args: Any, **kwargs: Any) -> ActorFuture[Any]:
+    def submit(self, /, *args: Any, **kwargs: Any) -> ActorFuture[Any]:
         """Calls it; the result comes to the future. Blocks only when too many calls are on their way."""
         future = self.submit_here(*args, **kwargs)
         if not self._idempotent:
             return future
         return _Again(self, args, kwargs).of(future)
 
-    def submit_here(self, *args: Any, **kwargs: Any) -> ActorFuture[Any]:
+    def submit_here(self, /, *args: Any, **kwargs: Any) -> ActorFuture[Any]:
         """The same, without going on to another registration once it is sent."""
         route = self._route
         endpoint = route.endpoint
@@ -107,7 +110,7 @@ class ActorMethod:
         )
         return result
 
-    def stream(self, *args: Any, **kwargs: Any) -> ActorStream:
+    def stream(self, /, *args: Any, **kwargs: Any) -> ActorStream:
         """The items of a generator method, as they come."""
         route = self._route
         endpoint = route.endpoint

@@ -9,7 +9,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from fluster.actor.frames import Frame
+from fluster.actor.frames import Frame, TooLarge
+from fluster.actor.protocol import ProtocolError
+from fluster.errors import ResourceExhausted
 
 if TYPE_CHECKING:
     from fluster.actor.lanes import Lane, Work
@@ -50,7 +52,8 @@ class Reactor:
         self._spare = threading.Thread(target=self._watch, name="fluster-actor-spare", daemon=True)
 
     def start(self) -> None:
-        """Lets the spare thread begin."""
+        """Lets the spare thread begin: it leads until there is work for another."""
+        self._leader = _SPARE
         self._spare.start()
 
     def add(self, peer: Peer) -> None:
@@ -59,7 +62,8 @@ class Reactor:
             closed = self._closed
             if not closed:
                 self._peers[peer.fileno] = peer
-                self._epoll.register(peer.fileno, select.EPOLLIN)
+                # What was sent again to a caller that came back may not have gone out yet.
+                self._epoll.register(peer.fileno, select.EPOLLIN | (select.EPOLLOUT if peer.unsent else 0))
         if closed:
             peer.close()
 
@@ -148,7 +152,11 @@ class Reactor:
         while True:
             while self._parsed:
                 peer, frame = self._parsed.popleft()
-                found = peer.session.take(peer, frame)
+                try:
+                    found = peer.session.take(peer, frame)
+                except ProtocolError:
+                    self.drop(peer)
+                    continue
                 if found is None:
                     continue
                 home, work = found
@@ -219,6 +227,9 @@ class Reactor:
                 self._parsed.append((peer, frame))
         except BlockingIOError:
             pass
+        except TooLarge as error:
+            peer.session.refuse(peer, error.frame, ResourceExhausted(f"the call cannot be taken: {error}"))
+            self.drop(peer)
         except (EOFError, OSError, MemoryError):
             self.drop(peer)
 
@@ -260,7 +271,11 @@ class Reactor:
             self.flush()
             while self._parsed:
                 peer, frame = self._parsed.popleft()
-                found = peer.session.take(peer, frame)
+                try:
+                    found = peer.session.take(peer, frame)
+                except ProtocolError:
+                    self.drop(peer)
+                    continue
                 if found is None:
                     continue
                 home, work = found

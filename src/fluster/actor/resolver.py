@@ -82,6 +82,7 @@ class FixedResolver:
             for name, value in addresses.items()
         }
         self._access_key = access_key
+        self._seen: dict[str, str] = {}  # also of servers that were shut down since
         self._channels = Channels()
 
     @overload
@@ -109,10 +110,11 @@ class FixedResolver:
         ]
 
     def _key_of(self, address: str) -> str:
-        key = self._access_key or OWN_SERVERS.get(address)
+        key = self._access_key or OWN_SERVERS.get(address) or self._seen.get(address)
         if key is None:
             raise ValueError(
                 f"no key is known for the actor server at {address}: it is none of this process;"
                 " pass its ActorServer.access_key as access_key="
             )
+        self._seen[address] = key
         return key

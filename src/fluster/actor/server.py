@@ -209,10 +209,10 @@ class ActorServer:
             first, self._stopping = not self._stopping, True
         self._wanted_end.set()
         if not first:
-            if threading.current_thread().name not in self._own_threads():
+            if not self._is_own_thread():
                 self._closed.wait()
             return
-        if threading.current_thread().name in self._own_threads():
+        if self._is_own_thread():
             # A method of an actor ends its own server: that it returns is what is waited for.
             threading.Thread(target=self._shut_down, args=(grace_period,), name="fluster-actor-shutdown").start()
         else:
@@ -229,8 +229,9 @@ class ActorServer:
         finally:
             self._closed.set()
 
-    def _own_threads(self) -> set[str]:
-        return {thread.name for lane in self._lanes for thread in lane.threads}
+    def _is_own_thread(self) -> bool:
+        me = threading.current_thread()
+        return me is self._loop.thread or any(me in lane.threads for lane in list(self._lanes))
 
     def _withdraw_all(self) -> None:
         with self._lock:
@@ -245,7 +246,11 @@ class ActorServer:
             self._withdraw(each)
 
     def _wait_for_calls(self, until: float) -> None:
-        while time.monotonic() < until and (self._direct.busy or any(s.busy for s in list(self._sessions.values()))):
+        while time.monotonic() < until and (
+            self._direct.busy
+            or any(session.busy for session in list(self._sessions.values()))
+            or any(peer.unsent for peer in self._reactor.peers)
+        ):
             time.sleep(_POLL_S)
 
     def _close(self) -> None:
@@ -309,13 +314,15 @@ class ActorServer:
             known = session.resume(open_calls) if session is not None and open_calls is not None else None
             if session is None:
                 stale = self._sessions.pop(session_id, None)
-                session = self._sessions[session_id] = Session(self._resolve, self._loop, threading.Lock())
+                session = Session(self._resolve, self._loop, threading.Lock(), self._limit)
+                self._sessions[session_id] = session
                 if stale is not None:
                     stale.forget()
+            turn = session.turn
 
         def go_on(session: Session = session) -> None:
             peer = Peer(sock, session, self._reactor, self._received, self._limit)
-            session.attach(peer)
+            session.attach(peer, turn)
             self._reactor.add(peer)
 
         return known, go_on

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fluster.actor import pickled
 from fluster.actor.frames import Frame, Message
 from fluster.actor.hosted import Hosted, Method, refused
-from fluster.actor.protocol import HEADER, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
+from fluster.actor.protocol import HEADER, MAX_BODY_BYTES, STREAM_WINDOW, TARGET, Flag, Kind, ProtocolError
 from fluster.actor.types import CURRENT
-from fluster.errors import ActorCallTimeout, ActorNotFound, RemoteError
+from fluster.errors import ActorCallTimeout, ActorNotFound, RemoteError, ResourceExhausted
 
 if TYPE_CHECKING:
     from fluster.actor.lanes import Lane, LoopThread, Work
@@ -33,18 +33,22 @@ class Session:
         resolve: Finds methods.
         loop: Where coroutines run.
         lock: Of its own.
+        max_message_bytes: Of a result.
 
     Attributes:
         peer: Its present connection.
+        turn: How often it came back.
         silent_since: When it lost its last one; `None` while it has one.
     """
 
-    def __init__(self, resolve: Resolve, loop: LoopThread, lock: threading.Lock) -> None:
+    def __init__(self, resolve: Resolve, loop: LoopThread, lock: threading.Lock, max_message_bytes: int) -> None:
         self.peer: Peer | None = None
+        self.turn = 0
         self.silent_since: float | None = time.monotonic()
         self._resolve = resolve
         self._loop = loop
         self._lock = lock
+        self.limit = min(max_message_bytes, MAX_BODY_BYTES)
         self._calls: dict[int, Call] = {}
 
     @property
@@ -62,19 +66,25 @@ class Session:
         with self._lock:
             before, self.peer = self.peer, None
             self.silent_since = time.monotonic()  # until it is told: it may be gone by then
+            self.turn += 1
             wanted = set(open_calls)
-            for call_id in [call_id for call_id in self._calls if call_id not in wanted]:
-                call = self._calls.pop(call_id)
-                call.cancelled = True
-                call.release()
+            unwanted = [self._calls.pop(call_id) for call_id in list(self._calls) if call_id not in wanted]
             known = [call_id in self._calls for call_id in open_calls]
+        for call in unwanted:
+            call.cancel()
+            call.release()
         if before is not None:
-            before.close()
+            before.hang_up()
         return known
 
-    def attach(self, peer: Peer) -> None:
-        """Goes on with this connection, once the caller knows; what it may not have got is sent again."""
+    def attach(self, peer: Peer, turn: int) -> None:
+        """Goes on with this connection, once the caller knows; what it may not have got is sent again.
+
+        Not if the caller has come back over another one since then, which `turn` tells.
+        """
         with self._lock:
+            if turn != self.turn:
+                return
             self.peer, self.silent_since = peer, None
             for call in list(self._calls.values()):
                 call.resend(peer)
@@ -159,6 +169,15 @@ class Session:
     def fail(self, call: Call, error: BaseException, flags: int = 0) -> None:
         """The end of a call that raised, or could not be run."""
         self.reply(call, Message(Kind.ERROR, call.call_id, pickled.dump_thrown(error), flags=flags))
+
+    def refuse(self, peer: Peer, frame: Frame, error: Exception) -> None:
+        """The call of a frame that is not read: its caller comes back over another connection, and is told."""
+        with self._lock:
+            if frame.kind != Kind.CALL or frame.call_id in self._calls or peer is not self.peer:
+                return
+            call = self._calls[frame.call_id] = Call(self, frame)
+            call.done = True
+            call.reply = Message(Kind.ERROR, frame.call_id, pickled.dump_thrown(error))
 
     def _begin(self, peer: Peer, frame: Frame) -> tuple[Lane, Work] | None:
         with self._lock:
@@ -277,9 +296,11 @@ class Call:
         else:
             del args, kwargs, function
             if type(value) in pickled.ATOMS and not self._borrows:
-                self.session.reply_small(self, Kind.REPLY, pickle.dumps(value, 5))
-            else:
-                self._returned(value)
+                body = pickle.dumps(value, 5)
+                if len(body) <= self.session.limit:
+                    self.session.reply_small(self, Kind.REPLY, body)
+                    return
+            self._returned(value)
 
     async def run_async(self) -> None:
         """Runs it in the event loop."""
@@ -288,8 +309,14 @@ class Call:
         try:
             function, args, kwargs = self._prepared()
             left_s = None if self.deadline is None else self.deadline - time.monotonic()
-            async with asyncio.timeout(left_s):
-                value = await function(*args, **kwargs)
+            limit = asyncio.timeout(left_s)
+            try:
+                async with limit:
+                    value = await function(*args, **kwargs)
+            except TimeoutError:
+                if limit.expired():  # else it is the method's own
+                    raise ActorCallTimeout("the call's deadline passed while it ran") from None
+                raise
         except asyncio.CancelledError as error:
             args = kwargs = None
             self._raised(error)
@@ -356,7 +383,7 @@ class Call:
 
     def _returned(self, value: Any) -> None:
         self._free_arguments()
-        self.session.reply(self, dumped(Kind.REPLY, self.call_id, value))
+        self.session.reply(self, dumped(Kind.REPLY, self.call_id, value, self.session.limit))
 
     def _raised(self, error: BaseException) -> None:
         content = pickled.dump_thrown(error)
@@ -470,7 +497,7 @@ class Stream(Call):
 
     def _give(self, item: Any) -> None:
         self._sent += 1
-        message = dumped(Kind.ITEM, self.call_id, item)
+        message = dumped(Kind.ITEM, self.call_id, item, self.session.limit)
         if message.kind == Kind.ERROR:
             raise pickled.load_thrown(message.body)
         if message.buffers:
@@ -484,13 +511,17 @@ class Stream(Call):
         self.session.reply(self, Message(Kind.END, self.call_id, b""))
 
 
-def dumped(kind: int, call_id: int, value: Any) -> Message:
-    """A value to be sent; an ERROR if it cannot be."""
+def dumped(kind: int, call_id: int, value: Any, limit: int) -> Message:
+    """A value to be sent; an ERROR if it cannot be, or takes more bytes than `limit`."""
     try:
         body, buffers = pickled.dump(value)
     except BaseException as error:  # whatever its class does when it is pickled
         return Message(Kind.ERROR, call_id, pickled.dump_thrown(pickled.unpicklable_result(value, error)))
-    return Message(kind, call_id, body, buffers)
+    message = Message(kind, call_id, body, buffers)
+    if message.size > limit:
+        excess = ResourceExhausted(f"the result takes {message.size:,} bytes, more than the {limit:,} that may travel")
+        return Message(Kind.ERROR, call_id, pickled.dump_thrown(excess))
+    return message
 
 
 def _wrong_way(method: Method) -> AttributeError:

@@ -6,6 +6,7 @@ when it has what it waited for; a thread of its own reads only for futures.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import secrets
@@ -18,7 +19,7 @@ from typing import Any
 from fluster.actor import pickled
 from fluster.actor.frames import Frame, Message
 from fluster.actor.futures import ActorFuture
-from fluster.actor.link import Impostor, Link, Refused, connect
+from fluster.actor.link import Impostor, Link, NotSentInTime, Refused, connect
 from fluster.actor.memory import Received, Slab
 from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, MAX_BODY_BYTES, MAX_RESUMED, SESSION_BYTES, Flag, Kind
 from fluster.errors import ActorCallTimeout, ActorUnavailable, ResourceExhausted
@@ -65,6 +66,7 @@ class _Pending:
     slab: Slab | None = None
     wake: threading.Lock | None = None
     size = 0
+    admitted = False
     buffers: Sequence[memoryview] = ()
 
     def __init__(self, call_id: int, body: bytes, flags: int, deadline: float | None) -> None:
@@ -96,6 +98,7 @@ class Channel:
         self._session = secrets.token_bytes(SESSION_BYTES)
         self._received = Received()
         self._link: Link | None = None
+        self._hung_up: deque[Link] = deque()
         self._opened = False
         self._lost_at: float | None = None
         self._ids = itertools.count(1)
@@ -110,6 +113,9 @@ class Channel:
         self._role_owner = 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._clock: threading.Thread | None = None
+        self._clock_due = 0.0
+        self._clock_changed = threading.Condition(self._lock)
         self._waiting: dict[int, _Pending] = {}
         self._reader: threading.Thread | None = None
         self._reader_idle = False
@@ -157,10 +163,12 @@ class Channel:
         self._futures[pending.call_id] = pending
         try:
             self._send(pending)
-        except BaseException:
+        except BaseException as error:
             self._futures.pop(pending.call_id, None)
-            self._pending.pop(pending.call_id, None)
+            self._give_up(pending, error)
             raise
+        if pending.deadline is not None:
+            self._start_clock(pending.deadline)
         if self._reader is None or self._reader_idle:
             self._start_reader()
         return future
@@ -171,7 +179,11 @@ class Channel:
         """Calls a method that gives items."""
         pending = self._prepare(target, args, kwargs, timeout, Flag.STREAM)
         pending.items = deque()
-        self._send(pending)
+        try:
+            self._send(pending)
+        except BaseException as error:
+            self._give_up(pending, error)
+            raise
         return ActorStream(self, pending)
 
     def close(self) -> None:
@@ -180,15 +192,22 @@ class Channel:
             self._leave(ActorUnavailable("the connection to the actor was closed by this program"))
         self._fail_all()
         _release(self._to_write)
-        for thread in (self._reader, self._writer):
+        self._start_clock(-1.0)
+        for thread in (self._reader, self._writer, self._clock):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(5.0)
+        if self._role_owner == threading.get_ident():
+            self._let_go()
+        elif self._role.acquire(timeout=5.0):
+            self._let_go()
+            self._release_role()
 
     def abandon(self) -> None:
         """In a forked child: the parent's connection is let go of, and goes on there."""
         link, self._link = self._link, None
-        if link is not None:
-            link.abandon()
+        for each in (link, *self._hung_up):
+            if each is not None:
+                each.abandon()
 
     # Sending
 
@@ -232,6 +251,8 @@ class Channel:
                     self._transmit(link, pending)
                 elif link.queue_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms()):
                     self._wake_writer()
+            except NotSentInTime:
+                raise _too_late() from None
             except OSError:
                 self._broken(link)
         finally:
@@ -246,12 +267,20 @@ class Channel:
             link.send_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms())
             return
         message = Message(Kind.CALL, pending.call_id, pending.body, pending.buffers, pending.flags)
-        outgoing = link.send(message, left_ms=pending.left_ms())
-        if pending.future is not None or pending.items is not None:
+        goes_on = pending.future is not None or pending.items is not None
+        try:
+            outgoing = link.send(message, left_ms=pending.left_ms())
+        except OSError:
+            if goes_on:
+                pending.buffers = [self._received.copy(each) for each in pending.buffers]
+            raise
+        if goes_on:
             # The caller goes on, and may change what it gave.
             pending.buffers, pending.slab = outgoing.snapshot(message, self._received).buffers, outgoing.slab
             if outgoing.slab is not None:
                 outgoing.slab.pinned = True
+                if pending.done:  # its reply was there sooner
+                    self._discharge(pending)
 
     def _admit(self, pending: _Pending) -> None:
         """Waits until there is room for one more; whoever reads for others must not wait."""
@@ -264,6 +293,7 @@ class Channel:
                         raise _too_late()
                     self._changed.wait(left)
                 self._large_bytes += pending.size
+                pending.admitted = True
             finally:
                 self._blocked -= 1
 
@@ -276,11 +306,14 @@ class Channel:
 
     def _discharge(self, pending: _Pending) -> None:
         """Its room is free."""
-        if pending.slab is not None:
-            pending.slab.pinned = False
-        if pending.size or self._blocked:
+        slab, pending.slab, pending.buffers = pending.slab, None, ()
+        if slab is not None:
+            slab.pinned = False
+        if pending.admitted or self._blocked:
             with self._changed:
-                self._large_bytes -= pending.size
+                if pending.admitted:
+                    pending.admitted = False
+                    self._large_bytes -= pending.size
                 self._changed.notify_all()
 
     # Connecting: with _sending held
@@ -313,19 +346,28 @@ class Channel:
         sock = connect(self.address, self._access_key, same_host=SAME_HOST, deadline=deadline)
         try:
             open_calls = sorted(self._pending)[:MAX_RESUMED] if self._opened else None
-            link = Link(sock, self._access_key, self._session, open_calls, self._received, self._limit)
+            link = Link(sock, self._access_key, self._session, open_calls, self._received, self._limit, deadline)
         except BaseException:
             sock.close()
             raise
-        if open_calls and not link.resumed:
+        try:
+            if open_calls and not link.resumed:
+                raise Refused("it has forgotten this caller's calls")
+            for call_id, is_known in zip(open_calls or (), link.known, strict=True):
+                pending = self._pending.get(call_id)
+                if pending is not None and not is_known:
+                    pending.sent = True
+                    try:
+                        self._transmit(link, pending)
+                    except NotSentInTime:  # its own deadline has passed
+                        continue
+        except BaseException:
             link.close()
-            raise Refused("it has forgotten this caller's calls")
-        for call_id, is_known in zip(open_calls or (), link.known, strict=True):
-            pending = self._pending.get(call_id)
-            if pending is not None and not is_known:
-                pending.sent = True
-                self._transmit(link, pending)
+            raise
         self._opened, self._lost_at, self._link = True, None, link
+        for pending in list(self._pending.values()):
+            if pending.consumed:  # which it may not have learned
+                self._quietly(functools.partial(link.credit, pending.call_id, pending.consumed))
         return link
 
     def _broken(self, link: Link) -> None:
@@ -333,7 +375,20 @@ class Channel:
         if self._link is link:
             self._link = None
             self._lost_at = time.monotonic()
-        link.close()
+        if self._role_owner == threading.get_ident():
+            link.close()
+        else:
+            self._hang_up(link)
+
+    def _hang_up(self, link: Link, *, bye: bool = False) -> None:
+        """Somebody may be reading it: whoever reads next lets go of it."""
+        link.hang_up(bye=bye)
+        self._hung_up.append(link)
+
+    def _let_go(self) -> None:
+        """With the role: nobody reads what was hung up."""
+        while self._hung_up:
+            self._hung_up.popleft().close()
 
     def _leave(self, error: Exception) -> None:
         """The registration is gone: nothing is sent any more. `_fail_all` tells who waits, without `_sending`."""
@@ -343,7 +398,7 @@ class Channel:
             link, self._link = self._link, None
             self._changed.notify_all()
         if link is not None:
-            link.close(bye=True)
+            self._hang_up(link, bye=True)
 
     def _fail_all(self) -> None:
         error = self._gone
@@ -414,6 +469,8 @@ class Channel:
 
     def _read(self, deadline: float | None) -> None:
         """Reads once, for all who wait."""
+        if self._hung_up:
+            self._let_go()
         if self._frames:
             self._heed_all()
             return
@@ -486,13 +543,14 @@ class Channel:
 
     def _settle(self, pending: _Pending) -> None:
         """The call has its reply, or never gets one."""
-        if pending.size or pending.slab is not None or self._blocked:
-            self._discharge(pending)
         pending.done = True
+        if pending.buffers or pending.size or self._blocked:
+            self._discharge(pending)
         future = pending.future
         if future is not None:
             self._futures.pop(pending.call_id, None)
             self._resolve(pending, future)
+            future._on_cancel = None
         else:
             _release(pending.wake)
 
@@ -503,7 +561,8 @@ class Channel:
             if isinstance(error, NotRun):
                 error = error.error
             if not future.cancelled():
-                _set(future.set_exception, error)
+                # Without the way up to here, which refers to the future: its arguments would be kept for long.
+                _set(future.set_exception, BaseException.with_traceback(error, None))
         else:
             if not future.cancelled():
                 _set(future.set_result, value)
@@ -511,8 +570,7 @@ class Channel:
     def _result(self, pending: _Pending) -> Any:
         frame = pending.frame
         if frame is None:
-            assert pending.error is not None
-            raise pending.error
+            raise pending.error or ActorCallTimeout("the call was given up")
         pending.frame = None
         return reply_of(frame)
 
@@ -520,12 +578,14 @@ class Channel:
 
     def _give_up(self, pending: _Pending, error: BaseException) -> None:
         """Nobody waits for it any more."""
+        pending.done = True
         if self._pending.pop(pending.call_id, None) is None:
+            self._discharge(pending)  # if it was not sent; else that was done
             return
         self._discharge(pending)
         link = self._link
         if link is not None and not isinstance(error, NotRun):
-            self._quietly(lambda: link.send_small(Kind.CANCEL, pending.call_id))
+            self._quietly(lambda: link.cancel(pending.call_id))
 
     def _cancel(self, pending: _Pending) -> None:
         self._futures.pop(pending.call_id, None)
@@ -551,18 +611,11 @@ class Channel:
     def _read_for_futures(self) -> None:
         while True:
             while self._futures:
-                due = self._next_deadline()
-                timeout = -1 if due is None else max(0.0, due - time.monotonic())
-                if not self._role.acquire(timeout=timeout):
-                    self._expire()
-                    continue
+                self._role.acquire()
                 self._role_owner = threading.get_ident()
                 try:
                     while self._futures:
-                        try:
-                            self._read(self._next_deadline())
-                        except ActorCallTimeout:
-                            self._expire()
+                        self._read(None)
                 finally:
                     self._release_role()
             with self._changed:
@@ -599,6 +652,31 @@ class Channel:
                 with self._sending:
                     self._broken(link)
 
+    # The thread that ends futures whose deadline passes: who reads may be waiting for something else
+
+    def _start_clock(self, deadline: float) -> None:
+        with self._lock:
+            if self._clock is not None:
+                if deadline < self._clock_due:
+                    self._clock_changed.notify_all()
+            elif self._gone is None:
+                self._clock_due = deadline
+                self._clock = threading.Thread(target=self._expire_in_time, name="fluster-actor-clock", daemon=True)
+                self._clock.start()
+
+    def _expire_in_time(self) -> None:
+        idle = False
+        while True:
+            self._expire()
+            with self._lock:
+                due = self._next_deadline()
+                if due is None and (idle or self._gone is not None):
+                    self._clock = None
+                    return
+                idle = due is None
+                self._clock_due = time.monotonic() + _READER_STAYS_S if due is None else due
+                self._clock_changed.wait(max(0.0, self._clock_due - time.monotonic()))
+
     def _next_deadline(self) -> float | None:
         return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)
 
@@ -608,7 +686,8 @@ class Channel:
             if pending.deadline is not None and pending.deadline <= now:
                 self._futures.pop(pending.call_id, None)
                 self._give_up(pending, ActorCallTimeout(""))
-                if pending.future is not None and not pending.future.done():
+                if pending.future is not None:
+                    pending.future._on_cancel = None
                     _set(pending.future.set_exception, _too_late())
 
 
@@ -670,9 +749,12 @@ def reply_of(frame: Frame) -> Any:
     """
     if frame.kind == Kind.ERROR:
         error = pickled.load_thrown(frame.body)
-        if frame.flags & Flag.NOT_RUN and isinstance(error, Exception):
-            raise NotRun(error)
-        raise error
+        try:
+            if frame.flags & Flag.NOT_RUN and isinstance(error, Exception):
+                raise NotRun(error)
+            raise error
+        finally:
+            del error  # else it would refer to itself, and keep the arguments of all callers up to here
     if frame.kind == Kind.END:
         return None
     try:
