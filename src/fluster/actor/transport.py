@@ -104,6 +104,7 @@ class Channel:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._futures: dict[int, _Pending] = {}
+        self._ends = threading.Condition()  # of all futures
         self._large_bytes = 0
         self._blocked = 0
         self._frames: deque[tuple[Link, Frame]] = deque()  # read, and not heeded yet
@@ -158,7 +159,7 @@ class Channel:
     ) -> ActorFuture[Any]:
         """Calls; the result comes to the future. Arguments are taken as they are now."""
         pending = self._prepare(target, args, kwargs, timeout)
-        future: ActorFuture[Any] = ActorFuture(lambda: self._cancel(pending))
+        future: ActorFuture[Any] = ActorFuture(functools.partial(self._cancel, pending), self._ends)
         pending.future = future
         self._futures[pending.call_id] = pending
         try:
@@ -549,23 +550,25 @@ class Channel:
         future = pending.future
         if future is not None:
             self._futures.pop(pending.call_id, None)
+            pending.future = None
             self._resolve(pending, future)
-            future._on_cancel = None
         else:
             _release(pending.wake)
 
     def _resolve(self, pending: _Pending, future: ActorFuture[Any]) -> None:
+        value: Any = None
+        error: BaseException | None = None
         try:
             value = self._result(pending)
-        except BaseException as error:
-            if isinstance(error, NotRun):
-                error = error.error
-            if not future.cancelled():
-                # Without the way up to here, which refers to the future: its arguments would be kept for long.
-                _set(future.set_exception, BaseException.with_traceback(error, None))
-        else:
-            if not future.cancelled():
-                _set(future.set_result, value)
+        except NotRun as gone:
+            error = gone.error
+        except BaseException as raised:
+            # Without the way up to here, which refers to the future: its arguments would be kept for long.
+            error = BaseException.with_traceback(raised, None)
+        with self._ends:
+            listened = future.settle(value, error)
+        if listened:
+            future.tell()
 
     def _result(self, pending: _Pending) -> Any:
         frame = pending.frame
@@ -687,7 +690,6 @@ class Channel:
                 self._futures.pop(pending.call_id, None)
                 self._give_up(pending, ActorCallTimeout(""))
                 if pending.future is not None:
-                    pending.future._on_cancel = None
                     _set(pending.future.set_exception, _too_late())
 
 

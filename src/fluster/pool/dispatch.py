@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from fluster.actor.futures import PENDING
 from fluster.pool import wire
 from fluster.pool.stats import PoolStats
-from fluster.pool.tasks import PENDING, Task
+from fluster.pool.tasks import Task
 from fluster.pool.worker import Frame, Worker
 
 BATCH_S: Final = 0.002

@@ -13,7 +13,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from fluster.actor.futures import ActorFuture
+from fluster.actor.futures import PENDING, ActorFuture
 from fluster.cluster.types import Entrypoint, EnvironmentConfig, JobRequest, ResourceConfig, RetryPolicy
 from fluster.cluster.validation import check_int, check_name
 from fluster.pool.executor import run_worker
@@ -21,7 +21,7 @@ from fluster.pool.fleet import Fleet
 from fluster.pool.outgoing import Outgoing
 from fluster.pool.stats import PoolStats
 from fluster.pool.stream import TaskStream
-from fluster.pool.tasks import PENDING, Function, TaskFuture
+from fluster.pool.tasks import Function, TaskFuture
 
 if TYPE_CHECKING:
     from fluster.cluster.client import Cluster

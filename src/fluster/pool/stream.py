@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
+from fluster.actor.futures import PENDING
 from fluster.pool.dispatch import BATCH_S, DEPTH, LONG_S, MAX_BATCH, Dispatcher
-from fluster.pool.tasks import PENDING, Function
+from fluster.pool.tasks import Function
 
 T = TypeVar("T")
 

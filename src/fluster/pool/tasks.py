@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from fluster.actor.futures import ActorFuture
-
-PENDING: Final = "PENDING"
-"""State of a task without an end, as `concurrent.futures` calls it."""
-_FINISHED: Final = "FINISHED"
 
 
 class Timing:
@@ -89,33 +84,9 @@ class Task(Protocol):
         ...
 
 
-class _Waiter:
-    """Wakes one thread that waits for one future."""
-
-    __slots__ = ("lock",)
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-
-    def add_result(self, _future: Future[Any]) -> None:
-        """It returned."""
-        self.lock.release()
-
-    add_exception = add_cancelled = add_result
-
-
 class TaskFuture(ActorFuture[Any]):
-    """A task whose result a future gets.
+    """A task whose result a future gets."""
 
-    One object where a `Future` is a dozen: it shares its condition with the others of its pool, waits by a lock of its
-    own, and has lists of callbacks and waiters only when it needs them. That makes it four times as fast, most of it in
-    the garbage collector.
-    """
-
-    _state = PENDING
-    _result = _exception = None
-    _listened = False
     size = deaths = 0
     alone = sent = False
 
@@ -136,66 +107,17 @@ class TaskFuture(ActorFuture[Any]):
         if size:
             self.size = size
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in ("_waiters", "_done_callbacks"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._listened = True  # with the condition held, as `concurrent.futures` does whatever it does with them
-        value: list[Any] = []
-        setattr(self, name, value)
-        return value
-
     def running(self) -> bool:
         """Whether a worker has it."""
         return self.sent and not self.done()
 
-    def cancel(self) -> bool:
-        """Whether nobody will get its result; false if it has one. What a worker has goes on to its end."""
-        if not Future.cancel(self):
-            return False
-        with self._condition:
-            first = self._state == "CANCELLED"
-            if first:  # else `concurrent.futures.wait` would go on waiting for it
-                self.set_running_or_notify_cancel()
-        if first:
-            self._on_cancelled(self)
-        return True
-
-    def result(self, timeout: float | None = None) -> Any:
-        """What the task returned.
-
-        Raises:
-            TimeoutError: It has no end yet.
-            CancelledError: It was cancelled.
-            BaseException: What the task raised.
-        """
-        if self._state != _FINISHED:
-            self._wait(timeout)
-        if self._exception is not None:
-            try:
-                raise self._exception
-            finally:
-                self = None  # type: ignore[assignment] # else a cycle through the traceback
-        return self._result
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the task raised; `None` if it returned.
-
-        Raises:
-            TimeoutError: It has no end yet.
-            CancelledError: It was cancelled.
-        """
-        if self._state != _FINISHED:
-            self._wait(timeout)
-        return self._exception
-
     def settle(self, value: Any, error: BaseException | None) -> bool:
         """It returned, or raised; with the condition held. Whether `tell` is to be called, without it."""
         self.payload = None
-        if self._state != PENDING:  # cancelled meanwhile
-            return False
-        self._result, self._exception = value, error
-        self._state = _FINISHED
-        return self._listened
+        return super().settle(value, error)
+
+    def _cancelled(self) -> None:
+        self._on_cancelled(self)
 
     def fail(self, error: BaseException) -> None:
         """It never gets to its end."""
@@ -203,28 +125,3 @@ class TaskFuture(ActorFuture[Any]):
             listened = self.settle(None, error)
         if listened:
             self.tell()
-
-    def tell(self) -> None:
-        """Wakes who waits, and calls back who asked for it."""
-        with self._condition:
-            for waiter in self._waiters:
-                if self._exception is None:
-                    waiter.add_result(self)
-                else:
-                    waiter.add_exception(self)
-        self._invoke_callbacks()
-
-    def _wait(self, timeout: float | None) -> None:
-        waiter: Any = _Waiter()
-        with self._condition:
-            if self._state == PENDING:
-                self._waiters.append(waiter)
-            else:
-                waiter.lock.release()
-        if not waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            with self._condition:
-                if self._state == PENDING:
-                    self._waiters.remove(waiter)
-                    raise TimeoutError
-        if self._state != _FINISHED:
-            raise CancelledError
