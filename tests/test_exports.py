@@ -12,12 +12,12 @@ from fluster.cluster import types
 NAMES = """
     ActorCallTimeout ActorContext ActorEndpoint ActorError ActorFuture ActorId ActorNotFound ActorPool ActorProxy
     ActorServer ActorUnavailable AlreadyExists BroadcastHandle Cause Cluster ClusterResolver CpuConfig Endpoint
-    EndpointId Entrypoint EnvironmentConfig Event Explanation FailedPrecondition FixedResolver FlusterError
-    GPU_VARIANTS GpuConfig Job JobFailed JobId JobInfo JobNotFound JobRequest JobStatus LocalCluster LogLine Namespace
-    NotInCluster NotPermitted PoolStats Priority RemoteError RemoteFault Resolver ResourceConfig ResourceExhausted RetryPolicy
+    EndpointId Entrypoint EnvironmentConfig Event Explanation FailedPrecondition FixedResolver FlusterError GPU_VARIANTS
+    GpuConfig Job JobFailed JobId JobInfo JobNotFound JobRequest JobStatus LocalCluster LogLine Namespace NotInCluster
+    NotPermitted PoolStats Priority RemoteError RemoteFault Resolver ResourceConfig ResourceExhausted RetryPolicy
     TPU_TOPOLOGIES TaskState TaskStatus TpuConfig TpuTopologyInfo Unreachable VMId VMInfo VMStatus WorkerId WorkerInfo
-    WorkerPool WorkerResources WorkerStatus __version__ create_environment current_actor current_cluster get_tpu_topology
-    idempotent
+    WorkerPool WorkerResources WorkerStatus __version__ create_environment current_actor current_cluster
+    get_tpu_topology idempotent
 """
 PUBLIC = NAMES.split()
 

@@ -220,3 +220,22 @@ def test_what_a_future_does_is_bounded_by_nothing_it_keeps(here: Here) -> None:
         eventually(lambda: len([e for e in gc.get_objects() if type(e).__name__ == "_Pending"]) <= before + 1)
     finally:
         gc.enable()
+
+
+def test_a_callback_that_waits_for_a_lock_keeps_no_reply_from_coming(here_4: Here) -> None:
+    """The lock is held by a thread that waits for a reply, which may be the very thread that reads all of them."""
+    worker, lock, called = here_4.call(), threading.Lock(), threading.Event()
+
+    def call_back(_: Future[Any]) -> None:
+        with lock:
+            called.set()
+
+    with lock:
+        future = worker.wait.submit(20.0)
+        future.add_done_callback(call_back)
+        here_4.worker.gate.set()
+        for number in range(20):
+            assert worker.same(number) == number
+        assert future.result(10) is not None
+        assert not called.is_set()
+    assert called.wait(10)

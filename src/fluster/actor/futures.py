@@ -130,13 +130,18 @@ class ActorFuture(Future[T], Generic[T]):
 
     def tell(self) -> None:
         """Wakes who waits, and calls back who asked for it."""
+        if self.wake():
+            self._invoke_callbacks()
+
+    def wake(self) -> bool:
+        """Wakes who waits; whether somebody is to be called back, too."""
         with self._condition:
             for waiter in self._waiters:
                 if self._exception is None:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-        self._invoke_callbacks()
+            return bool(self._done_callbacks)
 
     def _cancelled(self) -> None:
         on_cancel, self._on_cancel = self._on_cancel, None

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fluster.actor import pickled
@@ -123,6 +124,8 @@ class Channel:
         self._writer: threading.Thread | None = None
         self._to_write = threading.Lock()
         self._to_write.acquire()
+        self._teller: threading.Thread | None = None
+        self._to_tell: SimpleQueue[ActorFuture[Any] | None] = SimpleQueue()
         self._gone: Exception | None = None
 
     @property
@@ -194,7 +197,8 @@ class Channel:
         self._fail_all()
         _release(self._to_write)
         self._start_clock(-1.0)
-        for thread in (self._reader, self._writer, self._clock):
+        self._to_tell.put(None)
+        for thread in (self._reader, self._writer, self._clock, self._teller):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(5.0)
         if self._role_owner == threading.get_ident():
@@ -567,8 +571,8 @@ class Channel:
             error = BaseException.with_traceback(raised, None)
         with self._ends:
             listened = future.settle(value, error)
-        if listened:
-            future.tell()
+        if listened and future.wake():
+            self._call_back(future)
 
     def _result(self, pending: _Pending) -> Any:
         frame = pending.frame
@@ -679,6 +683,29 @@ class Channel:
                 idle = due is None
                 self._clock_due = time.monotonic() + _READER_STAYS_S if due is None else due
                 self._clock_changed.wait(max(0.0, self._clock_due - time.monotonic()))
+
+    # The thread that calls back: what a user's code does there must not keep replies from coming
+
+    def _call_back(self, future: ActorFuture[Any]) -> None:
+        self._to_tell.put(future)
+        with self._lock:
+            if self._teller is None:
+                self._teller = threading.Thread(target=self._tell, name="fluster-actor-callbacks", daemon=True)
+                self._teller.start()
+
+    def _tell(self) -> None:
+        while True:
+            try:
+                future = self._to_tell.get(timeout=_READER_STAYS_S)
+            except Empty:
+                future = None
+            if future is not None:
+                future._invoke_callbacks()
+                continue
+            with self._lock:
+                if self._to_tell.empty():
+                    self._teller = None
+                    return
 
     def _next_deadline(self) -> float | None:
         return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)
