@@ -55,6 +55,7 @@ class Link:
 
     Attributes:
         reader: Used by whoever reads.
+        used: Slabs of the server that may be in use here.
         replies: How many replies came here; counted by whoever reads.
         resumed: The server knew the session.
         known: Of the calls that were asked about, whether the server knows them.
@@ -77,6 +78,7 @@ class Link:
         until = min(deadline, time.monotonic() + CONNECT_TIMEOUT_S)
         self.resumed, self.known = _prove(sock, access_key, session, open_calls, until)
         self.reader = FrameReader(sock, received, max_message_bytes)
+        self.used = self.reader.borrowed.used
         self.replies = 0
         self._lock = threading.Lock()
         self._slabs = Slabs() if self.on_same_host else None
@@ -187,11 +189,6 @@ class Link:
                     self._flush()
                 self._acknowledged = number = self.replies & 0xFFFFFFFF
                 self._sock.sendall(small_frame(Kind.ACK, acknowledged=number))
-
-    @property
-    def borrows(self) -> bool:
-        """Whether memory of the server is in use here."""
-        return self.reader.borrowed.in_use
 
     def free(self) -> None:
         """Tells the server which of its memory is not used here any more."""

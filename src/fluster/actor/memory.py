@@ -185,28 +185,27 @@ class Slabs:
 
 
 class Borrowed:
-    """Slabs of the other end that this end has mapped. For any threads."""
+    """Slabs of the other end that this end has mapped. For any threads.
+
+    Attributes:
+        used: Numbers of those that may be referred to.
+    """
 
     def __init__(self, budget_bytes: int = 2 * SHARED_BUDGET_BYTES) -> None:
         self._lock = threading.Lock()
         self._budget = budget_bytes
         self._mappings: dict[int, mmap.mmap] = {}
-        self._used: set[int] = set()
+        self.used: set[int] = set()
 
     def knows(self, number: int) -> bool:
         """Whether it came before."""
         return number in self._mappings
 
-    @property
-    def in_use(self) -> bool:
-        """Whether any may be referred to."""
-        return bool(self._used)
-
     def drop(self, number: int) -> None:
         """The other end has no more use for it."""
         with self._lock:
             self._mappings.pop(number, None)
-            self._used.discard(number)
+            self.used.discard(number)
 
     def add(self, number: int, size: int, descriptor: int) -> None:
         """Maps what came; the descriptor is closed.
@@ -236,16 +235,16 @@ class Borrowed:
         if mapping is None or offset + size > len(mapping):
             raise ValueError("a buffer lies outside of the memory it names")
         with self._lock:
-            self._used.add(number)
+            self.used.add(number)
         return memoryview(mapping)[offset : offset + size]
 
     def freed(self) -> list[int]:
         """Those that nothing here refers to any more, once each."""
-        if not self._used:
+        if not self.used:
             return []
         with self._lock:
-            found = [number for number in self._used if sys.getrefcount(self._mappings[number]) <= _IDLE]
-            self._used.difference_update(found)
+            found = [number for number in self.used if sys.getrefcount(self._mappings[number]) <= _IDLE]
+            self.used.difference_update(found)
         return found
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fluster.actor.futures import ActorFuture
 from fluster.actor.hosted import check_method_name
+from fluster.actor.pending import NotRun
 from fluster.actor.protocol import target_of
-from fluster.actor.transport import ActorStream, Channel, NotRun
+from fluster.actor.stream import ActorStream
+from fluster.actor.transport import Channel
 from fluster.actor.types import ActorEndpoint, is_idempotent
 from fluster.errors import ActorCallTimeout, ActorUnavailable
 

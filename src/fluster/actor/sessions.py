@@ -109,11 +109,11 @@ class Session:
         """Heeds a frame; gives what is to be run, and where."""
         if peer is not self.peer:
             return None
+        if frame.kind == Kind.CALL:
+            if frame.acknowledged != peer.acknowledged:
+                self._acknowledge(peer, frame.acknowledged)
+            return self._begin(peer, frame)
         match frame.kind:
-            case Kind.CALL:
-                if frame.acknowledged != peer.acknowledged:
-                    self._acknowledge(peer, frame.acknowledged)
-                return self._begin(peer, frame)
             case Kind.ACK:
                 self._acknowledge(peer, frame.acknowledged)
             case Kind.FREE:

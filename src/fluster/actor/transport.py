@@ -13,16 +13,18 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
 from typing import Any
 
 from fluster.actor import pickled
+from fluster.actor.background import STAYS_S, Clock, Teller
 from fluster.actor.frames import Frame, Message
 from fluster.actor.futures import ActorFuture
 from fluster.actor.link import Impostor, Link, NotSentInTime, Refused, connect
-from fluster.actor.memory import Received, Slab
+from fluster.actor.memory import Received
+from fluster.actor.pending import NotRun, Pending, release, reply_of, set_once, too_late
 from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, MAX_BODY_BYTES, MAX_RESUMED, SESSION_BYTES, Flag, Kind
+from fluster.actor.stream import ActorStream
 from fluster.errors import ActorCallTimeout, ActorUnavailable, ResourceExhausted
 
 _log = logging.getLogger(__name__)
@@ -36,51 +38,7 @@ MAX_IN_FLIGHT_BYTES = 256 << 20
 """Calls without a reply, and their arguments: more make callers wait. A larger one goes alone."""
 _LARGE_BYTES = MAX_IN_FLIGHT_BYTES // MAX_IN_FLIGHT
 _PAUSE_S = 0.05
-_READER_STAYS_S = 1.0
-_CREDIT_EVERY = 8
-_REPLY = Kind.REPLY
-
-
-class NotRun(Exception):
-    """The registration is gone, and it is certain that nothing of the call was run.
-
-    Attributes:
-        error: What the caller is told if there is no other registration.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class _Pending:
-    """A call that has no reply yet. What few calls need is set on those alone."""
-
-    sent = False
-    done = False
-    frame: Frame | None = None
-    error: BaseException | None = None
-    future: ActorFuture[Any] | None = None
-    items: deque[Frame] | None = None
-    number = 0
-    consumed = 0
-    slab: Slab | None = None
-    wake: threading.Lock | None = None
-    size = 0
-    admitted = False
-    buffers: Sequence[memoryview] = ()
-
-    def __init__(self, call_id: int, body: bytes, flags: int, deadline: float | None) -> None:
-        self.call_id = call_id
-        self.body = body
-        self.flags = flags
-        self.deadline = deadline
-
-    def left_ms(self) -> int:
-        """Until its deadline, at least 1; 0: it has none."""
-        if self.deadline is None:
-            return 0
-        return max(1, min(0xFFFFFFFF, int((self.deadline - time.monotonic()) * 1000)))
+_CALL, _REPLY = Kind.CALL, Kind.REPLY
 
 
 class Channel:
@@ -103,8 +61,8 @@ class Channel:
         self._opened = False
         self._lost_at: float | None = None
         self._ids = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-        self._futures: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
+        self._futures: dict[int, Pending] = {}
         self._ends = threading.Condition()  # of all futures
         self._large_bytes = 0
         self._blocked = 0
@@ -115,17 +73,14 @@ class Channel:
         self._role_owner = 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._clock: threading.Thread | None = None
-        self._clock_due = 0.0
-        self._clock_changed = threading.Condition(self._lock)
-        self._waiting: dict[int, _Pending] = {}
+        self._clock = Clock(self._expire)
+        self._teller = Teller()
+        self._waiting: dict[int, Pending] = {}
         self._reader: threading.Thread | None = None
         self._reader_idle = False
         self._writer: threading.Thread | None = None
         self._to_write = threading.Lock()
         self._to_write.acquire()
-        self._teller: threading.Thread | None = None
-        self._to_tell: SimpleQueue[ActorFuture[Any] | None] = SimpleQueue()
         self._gone: Exception | None = None
 
     @property
@@ -150,12 +105,20 @@ class Channel:
         pending = self._prepare(target, args, kwargs, timeout)
         try:
             self._send(pending)
-            if not pending.done:
-                self._wait(pending, pending.deadline)
+            deadline = pending.deadline
+            if self._role.acquire(blocking=False):  # as in `_wait`, with less on the way
+                self._role_owner = threading.get_ident()
+                try:
+                    while not pending.done:
+                        self._read(deadline)
+                finally:
+                    self._release_role()
+            elif not pending.done:
+                self.wait(pending, deadline)
         except BaseException as error:
-            self._give_up(pending, error)
+            self.give_up(pending, error)
             raise
-        return self._result(pending)
+        return self.result(pending)
 
     def submit(
         self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
@@ -169,10 +132,10 @@ class Channel:
             self._send(pending)
         except BaseException as error:
             self._futures.pop(pending.call_id, None)
-            self._give_up(pending, error)
+            self.give_up(pending, error)
             raise
         if pending.deadline is not None:
-            self._start_clock(pending.deadline)
+            self._clock.look_at(pending.deadline)
         if self._reader is None or self._reader_idle:
             self._start_reader()
         return future
@@ -186,7 +149,7 @@ class Channel:
         try:
             self._send(pending)
         except BaseException as error:
-            self._give_up(pending, error)
+            self.give_up(pending, error)
             raise
         return ActorStream(self, pending)
 
@@ -195,10 +158,8 @@ class Channel:
         with self._sending:
             self._leave(ActorUnavailable("the connection to the actor was closed by this program"))
         self._fail_all()
-        _release(self._to_write)
-        self._start_clock(-1.0)
-        self._to_tell.put(None)
-        for thread in (self._reader, self._writer, self._clock, self._teller):
+        release(self._to_write)
+        for thread in (self._reader, self._writer, self._clock.close(), self._teller.close()):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(5.0)
         if self._role_owner == threading.get_ident():
@@ -218,7 +179,7 @@ class Channel:
 
     def _prepare(
         self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, flags: int = 0
-    ) -> _Pending:
+    ) -> Pending:
         body, buffers = pickled.dump_arguments(args, kwargs)
         body = target + body
         size = len(body) + sum(each.nbytes for each in buffers) if buffers else len(body)
@@ -230,21 +191,21 @@ class Channel:
         if self._gone is not None:
             raise NotRun(self._gone)
         deadline = None if timeout is None else time.monotonic() + timeout
-        pending = _Pending(next(self._ids), body, flags, deadline)
+        pending = Pending(next(self._ids), body, flags, deadline)
         if buffers:
             pending.buffers = buffers
         if size >= _LARGE_BYTES:  # the number of calls bounds the others
             pending.size = size
         return pending
 
-    def _send(self, pending: _Pending) -> None:
+    def _send(self, pending: Pending) -> None:
         if pending.size or len(self._pending) >= MAX_IN_FLIGHT:
             self._admit(pending)
         deadline = pending.deadline
         if deadline is None:
             self._sending.acquire()
         elif not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise too_late()
         try:
             link = self._link or self._open(deadline)
             self._pending[pending.call_id] = pending
@@ -252,12 +213,15 @@ class Channel:
                 return
             pending.sent = True
             try:
-                if pending.future is None or pending.buffers or len(self._pending) == 1:
+                if pending.buffers or link.used:
                     self._transmit(link, pending)
+                elif pending.future is None or len(self._pending) == 1:
+                    left_ms = 0 if deadline is None else pending.left_ms()
+                    link.send_small(_CALL, pending.call_id, pending.body, pending.flags, left_ms)
                 elif link.queue_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms()):
                     self._wake_writer()
             except NotSentInTime:
-                raise _too_late() from None
+                raise too_late() from None
             except OSError:
                 self._broken(link)
         finally:
@@ -265,9 +229,8 @@ class Channel:
             if self._gone is not None and self._link is None:
                 self._fail_all()
 
-    def _transmit(self, link: Link, pending: _Pending) -> None:
-        if link.borrows:
-            link.free()
+    def _transmit(self, link: Link, pending: Pending) -> None:
+        link.free()
         if not pending.buffers:
             link.send_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms())
             return
@@ -287,7 +250,7 @@ class Channel:
                 if pending.done:  # its reply was there sooner
                     self._discharge(pending)
 
-    def _admit(self, pending: _Pending) -> None:
+    def _admit(self, pending: Pending) -> None:
         """Waits until there is room for one more; whoever reads for others must not wait."""
         with self._changed:
             self._blocked += 1
@@ -295,7 +258,7 @@ class Channel:
                 while self._is_full(pending.size) and self._role_owner != threading.get_ident():
                     left = None if pending.deadline is None else pending.deadline - time.monotonic()
                     if left is not None and left <= 0:
-                        raise _too_late()
+                        raise too_late()
                     self._changed.wait(left)
                 self._large_bytes += pending.size
                 pending.admitted = True
@@ -309,7 +272,7 @@ class Channel:
             return True
         return bool(size and self._large_bytes and self._large_bytes + size > MAX_IN_FLIGHT_BYTES)
 
-    def _discharge(self, pending: _Pending) -> None:
+    def _discharge(self, pending: Pending) -> None:
         """Its room is free."""
         slab, pending.slab, pending.buffers = pending.slab, None, ()
         if slab is not None:
@@ -335,7 +298,7 @@ class Channel:
             if self._gone is not None:
                 raise NotRun(self._gone)
             if deadline is not None and time.monotonic() >= deadline:
-                raise _too_late()
+                raise too_late()
             try:
                 return self._connected(min(began + GIVE_UP_S, deadline or float("inf")))
             except (ConnectionRefusedError, Impostor, Refused) as error:
@@ -372,7 +335,7 @@ class Channel:
         self._opened, self._lost_at, self._link = True, None, link
         for pending in list(self._pending.values()):
             if pending.consumed:  # which it may not have learned
-                self._quietly(functools.partial(link.credit, pending.call_id, pending.consumed))
+                self.credit(pending)
         return link
 
     def _broken(self, link: Link) -> None:
@@ -418,7 +381,7 @@ class Channel:
 
     # Receiving
 
-    def _wait(self, pending: _Pending, deadline: float | None, *, until: Callable[[], bool] | None = None) -> None:
+    def wait(self, pending: Pending, deadline: float | None, *, until: Callable[[], bool] | None = None) -> None:
         """Returns when the call has its reply, or `until` is true."""
         try:
             self._wait_or_read(pending, deadline, until)
@@ -427,7 +390,7 @@ class Channel:
             if self._waiting and not self._role.locked():
                 self._promote()
 
-    def _wait_or_read(self, pending: _Pending, deadline: float | None, until: Callable[[], bool] | None) -> None:
+    def _wait_or_read(self, pending: Pending, deadline: float | None, until: Callable[[], bool] | None) -> None:
         while not (pending.done or (until is not None and until())):
             if self._role_owner == threading.get_ident():  # called by the callback of a future
                 self._read(deadline)
@@ -447,7 +410,7 @@ class Channel:
         if self._waiting:
             self._promote()
 
-    def _sleep(self, pending: _Pending, deadline: float | None) -> None:
+    def _sleep(self, pending: Pending, deadline: float | None) -> None:
         """Until the reader has something for this call, or reads no more."""
         wake = pending.wake
         if wake is None:
@@ -462,14 +425,14 @@ class Channel:
                 elif deadline is None:
                     wake.acquire()
                 elif not wake.acquire(timeout=max(0.0, deadline - time.monotonic())) and not pending.done:
-                    raise _too_late()
+                    raise too_late()
         finally:
             self._waiting.pop(pending.call_id, None)
 
     def _promote(self) -> None:
         """Has another of those who wait read."""
         for pending in list(self._waiting.values()):
-            if not pending.done and _release(pending.wake):
+            if not pending.done and release(pending.wake):
                 return
 
     def _read(self, deadline: float | None) -> None:
@@ -484,7 +447,7 @@ class Channel:
             self._restore(deadline)
             return
         if deadline is not None and not link.readable_within(deadline - time.monotonic()):
-            raise _too_late()
+            raise too_late()
         try:
             frames = link.reader.read()
         except (EOFError, OSError, ValueError, MemoryError):
@@ -510,7 +473,7 @@ class Channel:
             return
         timeout = -1 if deadline is None else max(0.0, deadline - time.monotonic())
         if not self._sending.acquire(timeout=timeout):
-            raise _too_late()
+            raise too_late()
         try:
             if self._link is None and self._pending:
                 self._open(deadline)
@@ -537,7 +500,7 @@ class Channel:
             if pending is not None and pending.items is not None and frame.acknowledged == pending.number + 1:
                 pending.number += 1
                 pending.items.append(frame)
-                _release(pending.wake)
+                release(pending.wake)
         elif kind == Kind.FREE:
             link.freed(frame.call_id)
         elif kind == Kind.DROP:
@@ -546,7 +509,7 @@ class Channel:
             with self._changed:
                 self._gone = self._gone or ActorUnavailable(f"the actor's server at {self.address} shuts down")
 
-    def _settle(self, pending: _Pending) -> None:
+    def _settle(self, pending: Pending) -> None:
         """The call has its reply, or never gets one."""
         pending.done = True
         if pending.buffers or pending.size or self._blocked:
@@ -556,14 +519,14 @@ class Channel:
             self._futures.pop(pending.call_id, None)
             pending.future = None
             self._resolve(pending, future)
-        else:
-            _release(pending.wake)
+        elif pending.wake is not None:
+            release(pending.wake)
 
-    def _resolve(self, pending: _Pending, future: ActorFuture[Any]) -> None:
+    def _resolve(self, pending: Pending, future: ActorFuture[Any]) -> None:
         value: Any = None
         error: BaseException | None = None
         try:
-            value = self._result(pending)
+            value = self.result(pending)
         except NotRun as gone:
             error = gone.error
         except BaseException as raised:
@@ -572,9 +535,10 @@ class Channel:
         with self._ends:
             listened = future.settle(value, error)
         if listened and future.wake():
-            self._call_back(future)
+            self._teller.tell(future)
 
-    def _result(self, pending: _Pending) -> Any:
+    def result(self, pending: Pending) -> Any:
+        """What came of a call that is over; raises as `reply_of`."""
         frame = pending.frame
         if frame is None:
             raise pending.error or ActorCallTimeout("the call was given up")
@@ -583,7 +547,13 @@ class Channel:
 
     # Giving up
 
-    def _give_up(self, pending: _Pending, error: BaseException) -> None:
+    def credit(self, pending: Pending) -> None:
+        """Says how many items of a stream were consumed."""
+        link = self._link
+        if link is not None:
+            self._quietly(lambda: link.credit(pending.call_id, pending.consumed))
+
+    def give_up(self, pending: Pending, error: BaseException) -> None:
         """Nobody waits for it any more."""
         pending.done = True
         if self._pending.pop(pending.call_id, None) is None:
@@ -594,9 +564,9 @@ class Channel:
         if link is not None and not isinstance(error, NotRun):
             self._quietly(lambda: link.cancel(pending.call_id))
 
-    def _cancel(self, pending: _Pending) -> None:
+    def _cancel(self, pending: Pending) -> None:
         self._futures.pop(pending.call_id, None)
-        self._give_up(pending, ActorCallTimeout("cancelled"))
+        self.give_up(pending, ActorCallTimeout("cancelled"))
 
     def _quietly(self, send: Callable[[], None]) -> None:
         """What may fail to be sent: the connection's end is noticed by whoever reads it."""
@@ -628,7 +598,7 @@ class Channel:
             with self._changed:
                 self._reader_idle = True
                 if not self._futures and self._gone is None:
-                    self._changed.wait(_READER_STAYS_S)
+                    self._changed.wait(STAYS_S)
                 self._reader_idle = False
                 if not self._futures:
                     self._reader = None
@@ -640,11 +610,11 @@ class Channel:
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_for_futures, name="fluster-actor-writer", daemon=True)
             self._writer.start()
-        _release(self._to_write)
+        release(self._to_write)
 
     def _write_for_futures(self) -> None:
         while True:
-            if not self._to_write.acquire(timeout=_READER_STAYS_S) or self._gone is not None:
+            if not self._to_write.acquire(timeout=STAYS_S) or self._gone is not None:
                 with self._sending:
                     link = self._link
                     if self._gone is not None or link is None or not link.has_queue:
@@ -659,159 +629,13 @@ class Channel:
                 with self._sending:
                     self._broken(link)
 
-    # The thread that ends futures whose deadline passes: who reads may be waiting for something else
-
-    def _start_clock(self, deadline: float) -> None:
-        with self._lock:
-            if self._clock is not None:
-                if deadline < self._clock_due:
-                    self._clock_changed.notify_all()
-            elif self._gone is None:
-                self._clock_due = deadline
-                self._clock = threading.Thread(target=self._expire_in_time, name="fluster-actor-clock", daemon=True)
-                self._clock.start()
-
-    def _expire_in_time(self) -> None:
-        idle = False
-        while True:
-            self._expire()
-            with self._lock:
-                due = self._next_deadline()
-                if due is None and (idle or self._gone is not None):
-                    self._clock = None
-                    return
-                idle = due is None
-                self._clock_due = time.monotonic() + _READER_STAYS_S if due is None else due
-                self._clock_changed.wait(max(0.0, self._clock_due - time.monotonic()))
-
-    # The thread that calls back: what a user's code does there must not keep replies from coming
-
-    def _call_back(self, future: ActorFuture[Any]) -> None:
-        self._to_tell.put(future)
-        with self._lock:
-            if self._teller is None:
-                self._teller = threading.Thread(target=self._tell, name="fluster-actor-callbacks", daemon=True)
-                self._teller.start()
-
-    def _tell(self) -> None:
-        while True:
-            try:
-                future = self._to_tell.get(timeout=_READER_STAYS_S)
-            except Empty:
-                future = None
-            if future is not None:
-                future._invoke_callbacks()
-                continue
-            with self._lock:
-                if self._to_tell.empty():
-                    self._teller = None
-                    return
-
-    def _next_deadline(self) -> float | None:
-        return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)
-
-    def _expire(self) -> None:
+    def _expire(self) -> float | None:
+        """Ends the futures that are due; gives the next deadline."""
         now = time.monotonic()
         for pending in list(self._futures.values()):
             if pending.deadline is not None and pending.deadline <= now:
                 self._futures.pop(pending.call_id, None)
-                self._give_up(pending, ActorCallTimeout(""))
+                self.give_up(pending, ActorCallTimeout(""))
                 if pending.future is not None:
-                    _set(pending.future.set_exception, _too_late())
-
-
-class ActorStream:
-    """The items of a stream, as they come. A `for` loop over it, or `close`, ends it."""
-
-    def __init__(self, channel: Channel, pending: _Pending) -> None:
-        self._channel = channel
-        self._pending = pending
-        self._over = False
-
-    def __iter__(self) -> ActorStream:
-        return self
-
-    def __next__(self) -> Any:
-        pending, channel = self._pending, self._channel
-        if self._over:
-            raise StopIteration
-        items = pending.items
-        assert items is not None
-        try:
-            channel._wait(pending, pending.deadline, until=lambda: bool(items))
-        except BaseException as error:
-            self._over = True
-            channel._give_up(pending, error)
-            raise
-        if not items:
-            self._over = True
-            if pending.frame is not None and pending.frame.kind == Kind.END:
-                raise StopIteration
-            channel._result(pending)
-            raise StopIteration
-        frame = items.popleft()
-        pending.consumed += 1
-        link = channel._link
-        if link is not None and pending.consumed % _CREDIT_EVERY == 0 and not pending.done:
-            channel._quietly(lambda: link.credit(pending.call_id, pending.consumed))
-        return reply_of(frame)
-
-    def close(self) -> None:
-        """The rest is not wanted."""
-        if not self._over:
-            self._over = True
-            self._channel._give_up(self._pending, ActorCallTimeout("closed"))
-
-    def __enter__(self) -> ActorStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def reply_of(frame: Frame) -> Any:
-    """What a reply carries.
-
-    Raises:
-        NotRun: Nothing was run, because the registration is gone.
-        BaseException: What the method raised.
-    """
-    if frame.kind == Kind.ERROR:
-        error = pickled.load_thrown(frame.body)
-        try:
-            if frame.flags & Flag.NOT_RUN and isinstance(error, Exception):
-                raise NotRun(error)
-            raise error
-        finally:
-            del error  # else it would refer to itself, and keep the arguments of all callers up to here
-    if frame.kind == Kind.END:
-        return None
-    try:
-        return pickled.load(frame.body, frame.buffers)
-    except Exception as error:
-        raise pickled.not_rebuilt("the result", error) from error
-
-
-def _set(setter: Callable[[Any], None], value: Any) -> None:
-    """Whoever cancelled it in this moment is first."""
-    from concurrent.futures import InvalidStateError
-
-    try:
-        setter(value)
-    except InvalidStateError:
-        pass
-
-
-def _release(wake: threading.Lock | None) -> bool:
-    """Whether there was somebody to wake."""
-    if wake is None:
-        return False
-    try:
-        wake.release()
-    except RuntimeError:  # woken already
-        pass
-    return True
-
-
-def _too_late() -> ActorCallTimeout:
-    return ActorCallTimeout("the call's deadline passed before its reply came")
+                    set_once(pending.future.set_exception, too_late())
+        return min((p.deadline for p in list(self._futures.values()) if p.deadline is not None), default=None)

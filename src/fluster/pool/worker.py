@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
+from fluster.actor.pending import NotRun
 from fluster.actor.protocol import target_of
-from fluster.actor.transport import ActorStream, Channel, NotRun
+from fluster.actor.stream import ActorStream
+from fluster.actor.transport import Channel
 from fluster.actor.types import ActorEndpoint
 from fluster.cluster.ids import JobId
 from fluster.errors import ActorError, FlusterError
@@ -117,7 +119,7 @@ class Worker:
 
     def say_alive(self) -> None:
         """Lets the worker know that its pool is there."""
-        if self._heartbeat is None or self._heartbeat._pending.done:
+        if self._heartbeat is None or self._heartbeat.done:
             self._heartbeat = self._tell("alive")
 
     def close(self) -> None:
