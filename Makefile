@@ -3,6 +3,10 @@ PYTHON ?= python3
 # How many tests run at a time. Many of them start clusters of their own: more than the cores is slower.
 TEST_JOBS ?= 2
 ARGS ?=
+# How often `make chaos` kills, cuts the power and breaks the network.
+KILLS ?= 1000
+CUTS ?= 10000
+FAULTS ?= 300
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +20,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test check lint types imports protos format generate lock clean
+.PHONY: help env demo test chaos check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -29,6 +33,12 @@ demo: $(READY)  ## count the words of the standard library on a cluster of this 
 
 test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docker or root is skipped where it is missing
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
+
+# One after the other, each beside nothing else: what they measure is the machine's.
+chaos: $(READY)  ## the long form of kills, power cuts and network faults: hours (KILLS=100 CUTS=1000 FAULTS=20: minutes); see docs/reliability.md
+	FLUSTER_CHAOS_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/e2e/test_chaos.py $(ARGS)
+	POWER_CUTS=$(CUTS) $(BIN)/python -m pytest tests/cluster/controller/test_store_faults.py $(ARGS)
+	FLUSTER_NETWORK_ROUNDS=$(FAULTS) $(BIN)/python -m pytest -s tests/network $(ARGS)
 
 check: lint types imports protos  ## everything but the tests (make -k check goes on after the first that fails)
 	@tools/check-no-registry

@@ -11,16 +11,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from tests.e2e.lab import WITHIN_S, Process, in_thread
+from tests.e2e.lab import WITHIN_S, Process, in_thread, wait_until
 
 from fluster import Cluster
 from fluster.cluster.attempt import proc
 from fluster.cluster.backend.local import stop_local_workers
 from fluster.cluster.context import read_token_file
+from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
 _PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 
@@ -89,11 +93,13 @@ class Server:
     Args:
         state_dir: Its own; what it writes to stderr goes there too.
         options: Further words of its command line.
+        program: What Python runs instead of the command.
     """
 
-    def __init__(self, state_dir: Path, *options: str) -> None:
+    def __init__(self, state_dir: Path, *options: str, program: tuple[str, ...] = ("-m", "fluster")) -> None:
         self.state_dir = state_dir
         self._options = options
+        self._program = program
         self._port = 0
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
@@ -105,7 +111,7 @@ class Server:
         self.state_dir.mkdir(exist_ok=True)
         with (self.state_dir / "stderr").open("a") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fluster", *words, *self._options, *options],
+                [sys.executable, *self._program, *words, *self._options, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -149,3 +155,30 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self.end()
         stop_local_workers(self.state_dir, patience_s=0.0)
+
+
+@contextmanager
+def joined_worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of the directory's name, joined. At the end nothing of it runs; in the same directory it comes back."""
+    request = pb.CreateTokenRequest(request_id=uuid.uuid4().hex, kind=pb.TokenKind.JOIN, uses=1, ttl_s=60)
+    directory.mkdir(exist_ok=True)
+    token = directory / "join.token"
+    if not token.exists():
+        token.write_text(client._call("CreateToken", request, pb.CreateTokenResponse).token)
+    words = [sys.executable, "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
+    words += ["--controller", client.address, "--token-file", str(token), "--worker-id", directory.name, "--cpu", "1"]
+    with (directory / "worker.log").open("ab") as log:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: directory.name in ready(client), f"worker {directory.name} has joined")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        words = [sys.executable, "-m", "fluster.cluster.worker.main", "end", "--state-dir", str(directory)]
+        subprocess.run(words, check=True, timeout=WITHIN_S)
+
+
+def ready(client: Cluster) -> list[str]:
+    """Names of the workers that answer, in order."""
+    return sorted(each.worker_id for each in client.workers() if each.status == "ready")

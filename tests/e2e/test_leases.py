@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.e2e import lab
 from tests.e2e.lab import Witness
+from tests.e2e.outside import joined_worker, ready
 
 from fluster import Cluster, JobStatus
 from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.server import ControllerServer
 from fluster.cluster.ids import JobId
-from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
 LEASE_S = 2.0
 SETTINGS = Settings(worker_lease_s=LEASE_S, stop_grace_s=1.0, lease_margin_s=1.0)
@@ -37,38 +33,11 @@ def client(server: ControllerServer) -> Iterator[Cluster]:
         yield client
 
 
-@contextmanager
-def worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker on its own, joined."""
-    request = pb.CreateTokenRequest(request_id=uuid.uuid4().hex, kind=pb.TokenKind.JOIN, uses=1, ttl_s=60)
-    directory.mkdir(exist_ok=True)
-    token = directory / "join.token"
-    if not token.exists():
-        token.write_text(client._call("CreateToken", request, pb.CreateTokenResponse).token)
-    words = [sys.executable, "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
-    words += ["--controller", client.address, "--token-file", str(token), "--worker-id", directory.name, "--cpu", "1"]
-    with (directory / "worker.log").open("ab") as log:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        lab.wait_until(lambda: directory.name in names(client), f"worker {directory.name} has joined")
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        words = [sys.executable, "-m", "fluster.cluster.worker.main", "end", "--state-dir", str(directory)]
-        subprocess.run(words, check=True, timeout=lab.WITHIN_S)
-
-
-def names(client: Cluster) -> list[str]:
-    """Of the workers that answer, in order."""
-    return sorted(each.worker_id for each in client.workers() if each.status == "ready")
-
-
 def check_second_run(client: Cluster, job_id: JobId, witness: Witness, first: lab.Process) -> None:
     """It began when nothing of the first was left, and is the only one whatever the first worker has to say."""
     second = witness.wait_for_run(2)
     assert not first.runs
-    lab.wait_until(lambda: names(client) == ["a", "b"], "the silent one is back")
+    lab.wait_until(lambda: ready(client) == ["a", "b"], "the silent one is back")
     assert second.runs
     witness.let_end()
     count = client.result(job_id, timeout=lab.WITHIN_S)
@@ -85,10 +54,10 @@ def test_a_frozen_workers_job_ends_before_another_gets_it_and_is_not_taken_up_ag
     client: Cluster, tmp_path: Path
 ) -> None:
     witness = Witness.at(tmp_path / "witness")
-    with worker(client, tmp_path / "a") as frozen:
+    with joined_worker(client, tmp_path / "a") as frozen:
         job = client.submit(witness.request(max_preemptions=1))
         first = witness.wait_for_run()
-        with worker(client, tmp_path / "b"):
+        with joined_worker(client, tmp_path / "b"):
             frozen.send_signal(signal.SIGSTOP)
             witness.wait_for_run(2)
             frozen.send_signal(signal.SIGCONT)
@@ -99,13 +68,13 @@ def test_a_job_of_a_dead_worker_that_nobody_starts_again_ends_before_another_get
     client: Cluster, tmp_path: Path
 ) -> None:
     witness = Witness.at(tmp_path / "witness")
-    with worker(client, tmp_path / "a") as dead:
+    with joined_worker(client, tmp_path / "a") as dead:
         job = client.submit(witness.request(max_preemptions=1))
         first = witness.wait_for_run()
-        with worker(client, tmp_path / "b"):
+        with joined_worker(client, tmp_path / "b"):
             dead.kill()
             witness.wait_for_run(2)
-            with worker(client, tmp_path / "a"):
+            with joined_worker(client, tmp_path / "a"):
                 check_second_run(client, job.job_id, witness, first)
 
 
@@ -114,13 +83,13 @@ def test_a_worker_that_is_back_within_its_lease_keeps_its_job(tmp_path: Path) ->
     with (
         ControllerServer(settings=replace(SETTINGS, worker_lease_s=lab.WITHIN_S)) as server,
         Cluster(server.address, token=server.token) as client,
-        worker(client, tmp_path / "a") as short,
+        joined_worker(client, tmp_path / "a") as short,
     ):
         job = client.submit(witness.request())
         first = witness.wait_for_run()
         short.kill()
         short.wait()
-        with worker(client, tmp_path / "a"):
+        with joined_worker(client, tmp_path / "a"):
             assert first.runs
             witness.let_end()
             count = job.result(timeout=lab.WITHIN_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ def test_a_failing_sync_at_the_start_is_said_and_nothing_is_left_open(tmp_path: 
         assert store.begin_epoch() == 1
 
 
+@pytest.mark.timeout(60 + POWER_CUTS // 10)
 def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, disk: Disk) -> None:
     """Cuts the power after every kind of step; what was not synced is dropped, kept or torn, sector by sector."""
     rng = random.Random(20)
@@ -172,6 +174,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, disk: D
             assert found == list(range(len(found)))
             assert len(found) in (acknowledged, acknowledged + 1)
             assert store.commit(line("and on")) == [len(found) + 1]
+        shutil.rmtree(state)
 
 
 def _cut_power(state: Path, steps: list[tuple[Any, ...]], rng: random.Random) -> int:
