@@ -41,7 +41,7 @@ _PRELOADED = (
 
 By name, because it stands above this layer, and one by one while there is nothing else to do: no attempt waits for it.
 """
-_PRELOAD_AFTER_MS = 500
+_PRELOAD_AFTER_MS = 1_500
 _CHUNK = 1 << 16
 # A spare costs as much to fork as an attempt to start: not while one is starting.
 _SPARE_AFTER_MS = 10
