@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import pickle
 import secrets
@@ -96,8 +97,9 @@ def test_a_bomb_instead_of_a_greeting_does_not_go_off(here: Here, tmp_path: Path
     for first in (bomb, OPENING + bomb, pickle.dumps(Bomb(tmp_path / "went off")), OPENING[:3] + bomb):
         with Raw(here.server.address, here.server.access_key) as raw:
             raw.send(first + bytes(200))
-            raw.sock.shutdown(socket.SHUT_WR)
-            assert b"Traceback" not in raw.sock.recv(65_536)
+            with contextlib.suppress(OSError):  # it may have hung up already
+                raw.sock.shutdown(socket.SHUT_WR)
+                assert b"Traceback" not in raw.sock.recv(65_536)
     assert here.call().add(1) == 2
     assert not (tmp_path / "went off").exists()
 

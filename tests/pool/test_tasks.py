@@ -387,16 +387,16 @@ def test_modules_of_the_users_project_travel_by_value_to_a_cluster_elsewhere(
     from fluster.cluster.context import read_token_file
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "only_here.py").write_text(
+    (tmp_path / "of_the_project.py").write_text(
         "class Box:\n    def __init__(self, v): self.v = v\ndef open_it(b): return b.v\n"
     )
-    import only_here  # type: ignore[import-not-found]
+    import of_the_project  # type: ignore[import-not-found]
 
     token = read_token_file(cluster._daemon.token_file)
     with Cluster(cluster.address, token=token) as elsewhere, WorkerPool(elsewhere, 1, SMALL) as pool:
-        assert pool.submit(only_here.open_it, only_here.Box(5)).result(timeout=9) == 5
-        boxes = [only_here.Box(n) for n in range(100)]
-        assert [future.result(timeout=8) for future in pool.map(only_here.open_it, boxes)] == list(range(100))
+        assert pool.submit(of_the_project.open_it, of_the_project.Box(5)).result(timeout=9) == 5
+        boxes = [of_the_project.Box(n) for n in range(100)]
+        assert [future.result(timeout=8) for future in pool.map(of_the_project.open_it, boxes)] == list(range(100))
 
 
 def test_a_result_comes_back_soon(pool: WorkerPool) -> None:

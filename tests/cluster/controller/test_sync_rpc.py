@@ -449,6 +449,8 @@ def test_a_restarted_controller_knows_everything_and_is_obeyed(tmp_path: Path) -
         assert after.server.token == admin_token
         worker.address = after.address
         after.workers.append(worker)
+        assert worker.sync().reregister  # what it says may be older than what the controller before heard
+        worker.join(worker.token)
         answer = worker.sync(wait_s=10)  # at once: no version of an earlier epoch is known
 
         assert (answer.controller_epoch, uids(answer)) == (2, [uid])

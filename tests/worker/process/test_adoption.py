@@ -16,6 +16,8 @@ import pytest
 from fluster.cluster.attempt import proc
 from fluster.cluster.worker.runtime import ExitRecord, Gone, Running
 
+# Of this process alone: what is left of an attempt is found by its uid, also by a runtime of another test.
+SURVIVOR = f"survivor-{os.getpid()}"
 WORKER = """
 import asyncio, json, os, sys
 from pathlib import Path
@@ -50,7 +52,7 @@ def counting(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _killed_worker(tmp_path: Path, until: Any, enforcement: str, target: Any, uid: str = "survivor") -> Any:
+def _killed_worker(tmp_path: Path, until: Any, enforcement: str, target: Any, uid: str = SURVIVOR) -> Any:
     """An attempt whose worker was killed with -9: its directory, and the pid of its process."""
     directory = tmp_path / uid
     directory.mkdir()
@@ -83,11 +85,11 @@ async def test_an_attempt_goes_on_when_its_worker_is_killed_and_the_next_one_ado
     with _killed_worker(tmp_path, until, enforcement, counting(runs)) as (directory, pid):
         until(lambda: runs.exists() and runs.read_text() == "run\n")
         async with lab(enforcement=enforcement, name=f"killed-{os.getpid()}") as it:
-            found = await it.runtime.adopt("survivor", directory)
+            found = await it.runtime.adopt(SURVIVOR, directory)
             assert isinstance(found, Running)
             assert found.pid == pid
             os.kill(pid, signal.SIGUSR1)
-            end = await asyncio.wait_for(it.runtime.wait("survivor"), 10)
+            end = await asyncio.wait_for(it.runtime.wait(SURVIVOR), 10)
     assert end.exit_code == 0
     assert runs.read_text() == "run\n"
 
@@ -95,9 +97,9 @@ async def test_an_attempt_goes_on_when_its_worker_is_killed_and_the_next_one_ado
 async def test_an_adopted_attempt_can_be_stopped(lab: Any, until: Any, tmp_path: Path) -> None:
     with _killed_worker(tmp_path, until, "auto", counting(tmp_path / "runs")) as (directory, _):
         async with lab(name=f"killed-{os.getpid()}") as it:
-            await it.runtime.adopt("survivor", directory)
-            await it.runtime.stop("survivor", 5.0)
-            end = await asyncio.wait_for(it.runtime.wait("survivor"), 10)
+            await it.runtime.adopt(SURVIVOR, directory)
+            await it.runtime.stop(SURVIVOR, 5.0)
+            end = await asyncio.wait_for(it.runtime.wait(SURVIVOR), 10)
     assert end.stop_requested
 
 
@@ -107,10 +109,10 @@ async def test_starting_an_attempt_that_an_earlier_worker_started_gives_its_proc
     runs = tmp_path / "runs"
     with _killed_worker(tmp_path, until, "auto", counting(runs)) as (_, pid):
         async with lab(name=f"killed-{os.getpid()}") as it:
-            running = await it.runtime.start(it.attempt(counting(runs), uid="survivor"))
+            running = await it.runtime.start(it.attempt(counting(runs), uid=SURVIVOR))
             assert isinstance(running, Running)
             assert running.pid == pid
-            await it.finish("survivor")
+            await it.finish(SURVIVOR)
     assert runs.read_text() == "run\n"
 
 
@@ -119,10 +121,10 @@ async def test_an_end_in_the_workers_absence_is_found_on_record(lab: Any, until:
         os.kill(pid, signal.SIGKILL)
         until((directory / "exit.json").exists)
         async with lab() as it:
-            found = await it.runtime.adopt("survivor", directory)
+            found = await it.runtime.adopt(SURVIVOR, directory)
             assert isinstance(found, ExitRecord)
             assert found.signal == signal.SIGKILL
-            assert await it.runtime.wait("survivor") == found
+            assert await it.runtime.wait(SURVIVOR) == found
 
 
 @pytest.mark.parametrize("enforcement", ["auto", "none"])
@@ -151,9 +153,9 @@ async def test_a_tree_whose_shim_was_killed_is_ended_and_gone(
         os.kill(shim, signal.SIGKILL)
         until(lambda: not alive(shim))
         async with lab(enforcement=enforcement, name=f"killed-{os.getpid()}") as it:
-            assert await it.runtime.adopt("survivor", directory) == Gone()
+            assert await it.runtime.adopt(SURVIVOR, directory) == Gone()
             assert not [pid for pid in pids.read_text().split() if alive(int(pid))]
-            again = await it.runtime.start(it.attempt(int, uid="survivor"))
+            again = await it.runtime.start(it.attempt(int, uid=SURVIVOR))
     assert again == Gone() or isinstance(again, ExitRecord)
 
 

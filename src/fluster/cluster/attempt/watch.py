@@ -177,7 +177,8 @@ class Watch:
             self._next_lease = _NEVER
             self._lease_ended = not self._stop_requested
             self._stop_requested |= not self._ended
-            self._end_within(self._request.grace_s)
+            # The grace began when it was this process's turn, also where the machine stood still since.
+            self._end_within(max(0.0, self._request.grace_s + left_s + _DAEMON_FIRST_S))
 
     def _end_within(self, grace_s: float) -> None:
         if self._kill_at == _NEVER:

@@ -26,21 +26,8 @@ from fluster.cluster.attempt.request import hierarchies_from_json, request_numbe
 from fluster.cluster.attempt.shim import Ends, supervise
 from fluster.cluster.attempt.tree import send
 
-_PRELOADED = (
-    "fluster.cluster.context",
-    "fluster.rpc.client",
-    "fluster.cluster.wire",
-    "fluster.cluster.client",
-    "fluster.cluster.local",
-    "fluster.actor.transport",
-    "fluster.actor.resolver",
-    "fluster.actor.server",
-    "fluster.pool.executor",
-)
-"""What jobs that talk to their cluster, host actors or work for a pool import: 0.2 s in each of them otherwise.
-
-By name, because it stands above this layer, and one by one while there is nothing else to do: no attempt waits for it.
-"""
+_PRELOAD_LIST = "fluster.preload"
+"""By name, because what is listed there stands above this layer."""
 _PRELOAD_AFTER_MS = 1_500
 _CHUNK = 1 << 16
 # A spare costs as much to fork as an attempt to start: not while one is starting.
@@ -64,7 +51,7 @@ class Zygote:
         self._received = bytearray()
         self._shims: dict[int, int] = {}  # with the number of the request each was given, 0: none yet
         self._spare: _Spare | None = None
-        self._preloads = list(reversed(_PRELOADED))
+        self._preloads = [_PRELOAD_LIST]
         self._idle = False
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -117,10 +104,12 @@ class Zygote:
         return _SPARE_AFTER_MS if self._idle else _PRELOAD_AFTER_MS
 
     def _preload(self) -> None:
+        """Imports one more module: no attempt waits for all of them."""
         if not self._preloads:
             return
         with contextlib.suppress(ImportError):  # an environment may have another version
-            importlib.import_module(self._preloads.pop())
+            module = importlib.import_module(self._preloads.pop())
+            self._preloads += reversed(module.MODULES) if module.__name__ == _PRELOAD_LIST else ()
         _keep_preloaded()
 
     def _receive(self) -> bool:

@@ -101,7 +101,10 @@ class Workers:
             raise FailedPrecondition(
                 f"this worker obeys epoch {request.known_epoch}; this controller is of epoch {self._c.loop.epoch}"
             )
-        if worker is None or worker.incarnation != request.incarnation:
+        # What was said to the controller before may arrive here late, sent again when that one's connections broke, and
+        # after what was said later. Whoever has registered here says only what is newer.
+        heeds_another = request.known_epoch < self._c.loop.epoch
+        if worker is None or worker.incarnation != request.incarnation or heeds_another:
             return self._response(reregister=True)
         poll = self._take_turn(worker.worker_id, request)
         if poll is None:
@@ -111,6 +114,8 @@ class Workers:
             await self._fold(worker, request)
         except ResourceExhausted:
             # What it says could not be kept, but it was heard: its lease goes on, and it will say all of it again.
+            if worker.worker_id in self._c.state.workers:
+                self._c.state.last_seen[worker.worker_id] = self._c.loop.now()
             hold_s = min(hold_s, _RETRY_S)
         await self._hold(worker.worker_id, poll, request.desired_version, hold_s)
         if self._polls[worker.worker_id] is not poll:

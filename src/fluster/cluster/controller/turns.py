@@ -18,6 +18,7 @@ from fluster.cluster.controller.core.rows import AllocationRow, Changes, JobRow,
 from fluster.cluster.controller.core.schedule import Decision, schedule
 from fluster.cluster.controller.core.state import State, drop_finished
 from fluster.cluster.controller.core.transitions import apply
+from fluster.cluster.controller.core.workers import stood_still
 from fluster.cluster.controller.store import Store, StoreBusy, StoreError, StoreFailed, StoreFull
 from fluster.cluster.controller.versions import Versions
 from fluster.cluster.controller.wakers import Wakers
@@ -27,8 +28,13 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 """How often time alone is looked at: leases are tens of seconds, so a second late is nothing."""
+STOOD_STILL_S = 5.0
+"""Without a turn: the process was stopped, or a commit waited for its disk. Nobody was heard meanwhile, and what was
+said then is read only after the first look at the time, which would find everybody silent."""
 FULL_RETRY_S = 1.0
 """After a commit that found the disk full."""
+VAIN_PAUSE_S = 1.0
+"""After a decision that could not be kept: the same one would be made again at once, and fail again."""
 DECIDING_SHARE = 0.1
 """Of the time, at most, for passes of the scheduler: one takes milliseconds for each thousand jobs that wait, and a
 flood of launches must not pay for one with each commit."""
@@ -81,6 +87,7 @@ class Turns:
         self._load = load
         self._clock = clock
         self._act = act
+        self._turned_at = clock()
         self._full_until = 0.0
         self._ticked_at = 0.0
         self._decide_at = 0.0
@@ -105,6 +112,9 @@ class Turns:
             Exception: What is on disk is unknown. Nothing may be answered, and there is no other turn.
         """
         changes, now = Changes(), self._clock()
+        if now - self._turned_at > STOOD_STILL_S:
+            stood_still(self.state, now - self._turned_at, now)
+        self._turned_at = now
         by_event = True
         try:
             answers = [self._fold(event, now, changes) for event in events]
@@ -118,6 +128,8 @@ class Turns:
             raise
         except Exception as error:
             self._forget(error, now)
+            if isinstance(error, StoreError) or not by_event:
+                self._decide_at = now + VAIN_PAUSE_S
             if isinstance(error, StoreError):
                 raise
             raise Defect(by_event=by_event) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Site:
 
     Attributes:
         python: The runtime's interpreter, of callables that ask for none; `None`: the worker's own.
+        may_start: Whether a process may be started now: not while the worker has no lease.
     """
 
     runtime: Runtime
@@ -45,6 +47,7 @@ class Site:
     gpus: Gpus
     around: Surroundings
     python: str | None = None
+    may_start: Callable[[], bool] = lambda: True
 
 
 async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site) -> tuple[AttemptStart, Notes]:

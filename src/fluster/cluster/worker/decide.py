@@ -201,6 +201,14 @@ def lease_ended(session: Session, now: float) -> bool:
     return now >= session.lease_until
 
 
+def lease_grace_s(session: Session, now: float, grace_s: float) -> float:
+    """What is left of the stop grace of a lease that has ended: it began with that end, however late it is noticed.
+
+    The controller waits for lease, grace and a margin. A machine that stood still meanwhile has no time left.
+    """
+    return min(grace_s, max(0.0, session.lease_until + grace_s - now))
+
+
 @dataclass(frozen=True, slots=True)
 class Unreported:
     """Changes of this worker's attempts that no request has carried yet.

@@ -58,6 +58,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         python=config.python,
         delivery=ToController(link, shipper),
         on_change=sync.changed,
+        may_start=sync.has_lease,
     )
     parts.stack.push_async_callback(manager.close)
     syncing, shipping = parts.spawn(sync.run(manager)), parts.spawn(shipper.run())

@@ -148,6 +148,9 @@ class Attempt:
         async with contextlib.AsyncExitStack() as turn:
             self._settled.set()
             start = await self._until_stopped(self._prepare(turn))
+            if not self._site.may_start():
+                self._note(stop_reason=StopReason.LEASE_ENDED)
+                raise _Stopped
             self._note(started=True)
             self._follow_logs(adopted=False)
             observation = await self._site.runtime.start(start)

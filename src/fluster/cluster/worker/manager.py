@@ -44,6 +44,7 @@ class JobManager:
         python: The runtime's interpreter, if not this one.
         delivery: Where logs and results go; default: they stay here.
         on_change: Called with `urgent` when `observed` differs.
+        may_start: Whether a process may be started now; what may not is reported as lost. Default: always.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class JobManager:
         python: str | None = None,
         delivery: Delivery | None = None,
         on_change: Callable[[bool], None] | None = None,
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         if max_concurrent_jobs < 1:
             raise ValueError(f"max_concurrent_jobs must be at least 1, got {max_concurrent_jobs}")
@@ -65,7 +67,7 @@ class JobManager:
         self._temporary: str | None = None
         gpus = gpus or GpuInventory()
         around = surroundings or Surroundings(worker_id="standalone", base=dict(os.environ), has_gpus=gpus.count > 0)
-        self._site = Site(runtime, delivery or StaysHere(), Ports(), Gpus(gpus), around, python)
+        self._site = Site(runtime, delivery or StaysHere(), Ports(), Gpus(gpus), around, python, may_start)
         self._on_change = on_change or (lambda _urgent: None)
         self._turns = Turns(max_concurrent_jobs)
         self._opening: asyncio.Task[Attempts] | None = None

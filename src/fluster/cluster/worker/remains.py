@@ -135,4 +135,6 @@ def _survivors(uid: str, record: RunningRecord | None, cgroup: AttemptCgroup) ->
     found = {*cgroup.pids(), *proc.marked(uid)}
     if record is not None:
         found.update(proc.in_session(record.pid, record.started))
+        if proc.is_running(record.pid, record.started):  # also before it had a marker and a session
+            found.add(record.pid)
     return found.union(*(proc.descendants(pid) for pid in found))

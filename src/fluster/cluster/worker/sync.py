@@ -15,6 +15,7 @@ from fluster.cluster.worker.attempts import Attempts
 from fluster.cluster.worker.complaints import Complaints
 from fluster.cluster.worker.decide import Answer, Session, Unreported, Verdict
 from fluster.cluster.worker.ending import StopReason
+from fluster.cluster.worker.lifecycle import GRACE_S
 from fluster.cluster.worker.link import ControllerLink
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.state import Clock, WorkerState
@@ -92,6 +93,10 @@ class Sync:
         known = self._unreported or Unreported(self._clock(), urgent=False)
         self._unreported = replace(known, urgent=known.urgent or urgent)
         self._rung.set()
+
+    def has_lease(self) -> bool:
+        """Whether this worker may start anything: without a lease others may have been given what waits here."""
+        return not decide.lease_ended(self._session, self._clock())
 
     @property
     def has_left(self) -> bool:
@@ -290,10 +295,12 @@ class Sync:
 
     async def _watch_lease(self, attempts: Attempts) -> None:
         """Without a lease others may have been given what runs here."""
-        ended = decide.lease_ended(self._session, self._clock())
+        now = self._clock()
+        ended = decide.lease_ended(self._session, now)
         if ended and not self._without_lease and not attempts.idle:
             _log.warning("the lease has run out: everything is stopped")
-            await attempts.stop_all(StopReason.LEASE_ENDED)
+            grace_s = decide.lease_grace_s(self._session, now, GRACE_S)
+            await attempts.stop_all(StopReason.LEASE_ENDED, grace_s=grace_s)
         self._without_lease = ended
 
     async def _sleep(self) -> None:

@@ -84,8 +84,10 @@ def _close_round(fold: Fold, job: JobRow, gang: list[AttemptRow]) -> None:
     """Every member has ended and the gang did not succeed: charge once, then fail or retry."""
     decider = _decider(gang)
     closed = [_closed(member, decider) for member in gang]
-    for member in closed:
+    for before, member in zip(gang, closed, strict=True):
         fold.put_attempt(member)
+        if before.state is AttemptState.EXITED:
+            fold.journal_attempt("TaskStopped", member, member.error_message, "controller")
     if job.stop_at is None and (decider is None or not _spent(fold.state, job, decider)):
         _retry(fold, job, closed, decider)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from fluster.cluster.controller.core import attempts
 from fluster.cluster.controller.core.events import WorkerRegistered, WorkerSynced
@@ -11,6 +12,8 @@ from fluster.cluster.controller.core.rows import AllocationStatus, AttemptRow, W
 from fluster.cluster.controller.core.state import Settings, State, has_process
 from fluster.cluster.states import WorkerStatus
 from fluster.errors import AlreadyExists, FailedPrecondition, NotPermitted
+
+_Key = TypeVar("_Key", bound=str)
 
 
 def lease_end(settings: Settings, last_seen: float) -> float:
@@ -120,6 +123,25 @@ def expire(fold: Fold) -> None:
         last_seen = state.last_seen.get(worker.worker_id, fold.now)
         if worker.status is WorkerStatus.READY and fold.now >= lease_end(state.settings, last_seen):
             lose(fold, worker, WorkerStatus.LOST, f"its worker was silent for {fold.now - last_seen:.0f} s")
+
+
+def stood_still(state: State, seconds: float, now: float) -> None:
+    """Whoever was not heard while the controller itself stood still is not taken to have been silent for that time.
+
+    Args:
+        state: Altered in place: what is known of times, all of it from before, moves on; its order stays.
+        seconds: For how long.
+        now: When it went on.
+    """
+    _move_on(state.last_seen, seconds, now)
+    _move_on(state.last_words, seconds, now)
+    _move_on(state.endpoint_seen, seconds, now)
+    _move_on(state.stopping_since, seconds, now)
+
+
+def _move_on(times: dict[_Key, float], seconds: float, now: float) -> None:
+    for key, at in times.items():
+        times[key] = min(now, at + seconds)
 
 
 def lose(fold: Fold, worker: WorkerRow, status: WorkerStatus, why: str) -> None:

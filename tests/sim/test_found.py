@@ -1,0 +1,156 @@
+"""What the simulator found, each as a story of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from fluster.cluster.controller.core.rows import Resources, Retry
+from fluster.cluster.ids import JobId
+from fluster.testing.sim import CALM, Config, Faults, Simulation, Work, simulate
+from fluster.testing.sim.clients import USER
+from fluster.testing.sim.controller import Controller
+from fluster.testing.sim.messages import SyncRequest
+from fluster.testing.sim.network import Call
+from fluster.testing.sim.programs import GB, Program
+from fluster.testing.sim.worker_rpcs import WorkerRpcs
+
+IDLE = Work(jobs=0, bursts=0, terminations=0, failures=0, children=0, endpoints=0)
+
+
+def calm(*, workers: int = 2, lease_s: float = 60.0) -> Simulation:
+    """A cluster in which nothing happens by itself."""
+    return Simulation(Config(seed=0, workers=workers, lease_s=lease_s, faults=CALM, work=IDLE))
+
+
+def launch(sim: Simulation, *, tasks: int = 1, run_s: float = 500.0) -> JobId:
+    """A job whose attempts run for some minutes; returns once they do."""
+    program = Program(
+        "job", 0, IDLE, tasks, gang=False, priority=1, resources=Resources(1000, GB), retry=Retry(), run_s=run_s
+    )
+    sim.programs["job"] = program
+    answers = ask(sim, lambda controller, call: controller.jobs.launch(program, "r", None, call))
+    wait_for(sim, lambda: len(sim.truth.running()) == tasks)
+    wait(sim, 1.0)
+    assert isinstance(answers[0], str)
+    return JobId(answers[0])
+
+
+def ask(sim: Simulation, handler: Callable[[Controller, Call], None]) -> list[object]:
+    """Where the answer to a user's request will be."""
+    answers: list[object] = []
+    sim.network.call(USER, lambda call: sim.route(call, handler), answers.append, sim.clock.now + 10)
+    return answers
+
+
+def wait(sim: Simulation, seconds: float) -> None:
+    sim.clock.run(sim.clock.now + seconds)
+
+
+def wait_for(sim: Simulation, condition: Callable[[], bool], within_s: float = 300.0) -> None:
+    until = sim.clock.now + within_s
+    while not condition():
+        assert sim.clock.now < until
+        wait(sim, 0.1)
+
+
+def controller(sim: Simulation) -> Controller:
+    assert sim.controller is not None
+    return sim.controller
+
+
+def lost(sim: Simulation, job_id: JobId) -> list[str]:
+    return [line.message for line in sim.store.journal if line.kind == "TaskFailed" and line.job_id == job_id]
+
+
+def test_a_report_sent_again_to_a_restarted_controller_ends_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client sends a request again when its connection breaks; what the worker said later may be known by then."""
+    sim = calm()
+    requests: list[SyncRequest] = []
+    real = WorkerRpcs.sync
+
+    def sync(self: WorkerRpcs, request: SyncRequest, call: Call) -> None:
+        requests.append(request)
+        real(self, request, call)
+
+    monkeypatch.setattr(WorkerRpcs, "sync", sync)
+    wait(sim, 30.0)
+    job_id = launch(sim)
+    host = sim.truth.running()[0].machine.name
+    stale = [request for request in requests if request.worker_id == host and not request.observed][-1]
+    sim.network.cut_up.add(host)  # nothing newer overtakes it
+    sim.kill_controller(controller(sim))
+    wait_for(sim, lambda: sim.controller is not None)
+
+    call = Call(sim.network, stale.worker_id, lambda _: None, None, sim.clock.now + 30)
+    controller(sim).serve(call, lambda: controller(sim).workers.sync(stale, call))
+    sim.network.cut_up.clear()
+    wait(sim, 30.0)
+
+    assert lost(sim, job_id) == []
+    assert len(sim.truth.running()) == 1
+
+
+def test_a_controller_that_stood_still_for_less_than_a_lease_costs_nothing() -> None:
+    """When it goes on it looks at the time before it reads what workers said: nobody was silent but itself."""
+    sim = calm(workers=6, lease_s=300.0)
+    wait_for(sim, lambda: all(machine.up for machine in sim.machines.values()) and len(sim.machines) == 6)
+    wait(sim, 30.0)
+    job_id = launch(sim, tasks=6, run_s=900.0)
+
+    controller(sim).freeze(150.0)
+    wait(sim, 400.0)
+
+    assert lost(sim, job_id) == []
+    assert sim.story.counts["AllocationReleased"] == 0
+    assert len(sim.truth.running()) == 6
+
+
+def test_a_machine_that_stood_still_beyond_its_lease_has_no_grace_left() -> None:
+    sim = calm(workers=1, lease_s=30.0)
+    job_id = launch(sim)
+    machine = sim.truth.running()[0].machine
+
+    machine.freeze(100.0)
+    wait(sim, 100.0 + 5.0)  # the grace is 10 s
+
+    assert "silent" in lost(sim, job_id)[0]
+    assert all(process.uid.endswith(".2") for process in sim.truth.running())
+
+
+def test_a_controller_whose_disk_is_full_does_not_spin() -> None:
+    """It would decide the same at once again, load all it has, and fail again."""
+    for seed in (2, 7):
+        result = simulate(Config(seed=seed, seconds=550, faults=replace(Faults(), disk_full=60)))
+        assert result.broken is None, result.broken
+
+
+def test_every_end_of_a_member_of_a_gang_is_in_the_journal() -> None:
+    """Also of one that had exited with 0, in vain."""
+    result = simulate(Config(seed=0, seconds=200, faults=CALM, work=Work(jobs=600, run_s=10, failures=0.5)))
+    assert result.broken is None, result.broken
+
+
+def test_an_attempt_accepted_before_a_lease_ended_is_not_started_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that comes back late finds it not started yet, and others to adopt, which takes a while."""
+    sim = calm(workers=2, lease_s=30.0)
+    build_s = 0.01
+    real = Program.behaviour
+    monkeypatch.setattr(Program, "behaviour", lambda *given: replace(real(*given), build_s=build_s))
+    launch(sim)
+    machine = sim.truth.running()[0].machine
+    build_s = 20.0
+    other = Program("late", 0, IDLE, 1, True, 1, Resources(1000, GB), Retry(), run_s=500.0)
+    sim.programs["late"] = other
+    ask(sim, lambda controller, call: controller.jobs.launch(other, "r2", None, call))
+    wait_for(sim, lambda: any(not held.started for held in machine.disk.attempts.values()))
+    machine.kill_daemon(None)
+    build_s = 0.001
+    sim.network.cut_up.add(machine.name)
+    wait(sim, 120.0)
+
+    machine.start_daemon()
+    wait(sim, 30.0)  # nothing runs twice: that is looked at whenever a process starts
+    assert sim.truth.overlaps_checked >= 3
