@@ -57,7 +57,8 @@ def end(state_dir: Path) -> None:
 
 async def _serve(config: WorkerConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        state = stack.enter_context(contextlib.closing(WorkerState(config.state_dir, worker_id=config.worker_id)))
+        # Unlocked by the end of this process alone: whoever waits for the lock waits for the process.
+        state = WorkerState(config.state_dir, worker_id=config.worker_id)
         ending = Ending(config)
         runtime = _runtime(config)
         warm = spawn(stack, runtime.prepare())
