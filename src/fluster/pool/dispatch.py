@@ -200,7 +200,6 @@ class Dispatcher:
     def given_back(self, worker: Worker, taken: list[tuple[int, int]]) -> None:
         """It will not run so many of the last tasks of these batches."""
         with self.lock:
-            worker.asked_back = False
             back: list[Task] = []
             for number, count in sorted(taken):
                 frame = worker.frames.get(number)
@@ -214,6 +213,12 @@ class Dispatcher:
             worker.unanswered -= len(back)
             self._running -= len(back)
             self._requeue(back)
+            # A batch may have come after it was asked, and tasks of it were cancelled before it answered.
+            later = list(worker.frames.values())[1:]
+            again = any(task._state != PENDING for frame in later for task in frame.tasks[frame.position :])
+            worker.asked_back = again
+        if again:
+            worker.ask_back()
         self._dispatch()
 
     def lost(self, worker: Worker) -> None:
