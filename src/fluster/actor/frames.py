@@ -17,6 +17,7 @@ _DIRECT_BYTES = 32 << 10
 _HEADER_BYTES = HEADER.size
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 _MAX_DESCRIPTORS = 64
+_MAX_PIECES = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -328,6 +329,25 @@ def lay_out(message: Message, slabs: Slabs | None, *, acknowledged: int = 0, lef
     pieces += [each for each, place in zip(buffers, places, strict=True) if place == IN_STREAM and each.nbytes]
     descriptor = slab.descriptor if slab is not None and slab.descriptor >= 0 else None
     return Outgoing(pieces, descriptor, slab, places)
+
+
+def send_pieces(sock: socket.socket, outgoing: Outgoing) -> None:
+    """Sends a frame, its descriptor with the first piece; takes off what went, also when it cannot go on.
+
+    Raises:
+        OSError: The connection is broken; `BlockingIOError`: it takes no more now.
+    """
+    pieces = outgoing.pieces
+    while pieces:
+        ancillary = []
+        if outgoing.descriptor is not None:
+            rights = array.array("i", [outgoing.descriptor])
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+        sent = sock.sendmsg(pieces[:_MAX_PIECES], ancillary)
+        if outgoing.descriptor is not None and outgoing.slab is not None:
+            outgoing.slab.close_descriptor()
+            outgoing.descriptor = None
+        skip(pieces, sent)
 
 
 def skip(pieces: list[bytes | memoryview], count: int) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, skip, small_frame
+from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, send_pieces, skip, small_frame
 from fluster.actor.memory import Received, Slabs
 from fluster.actor.protocol import (
     ANSWER,
@@ -290,16 +290,7 @@ class Link:
         if outgoing.descriptor is None and len(pieces) == 1:
             self._sock.sendall(pieces[0])
             return
-        while pieces:
-            ancillary = []
-            if outgoing.descriptor is not None:
-                rights = array.array("i", [outgoing.descriptor])
-                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-            sent = self._sock.sendmsg(pieces[:_MAX_PIECES], ancillary)
-            if outgoing.descriptor is not None and outgoing.slab is not None:
-                outgoing.slab.close_descriptor()
-                outgoing.descriptor = None
-            skip(pieces, sent)
+        send_pieces(self._sock, outgoing)
 
 
 def _until(left_ms: int) -> float | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import logging
 import socket
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, skip, small_frame
+from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, send_pieces, small_frame
 from fluster.actor.link import let_go
 from fluster.actor.memory import Received, Slab, Slabs
 from fluster.actor.protocol import Kind
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 64 << 10
-_MAX_PIECES = 64
 
 
 class Peer:
@@ -185,16 +183,7 @@ class Peer:
                     return True
                 pieces[0] = memoryview(pieces[0])[sent:]
                 return False
-            while pieces:
-                ancillary = []
-                if outgoing.descriptor is not None:
-                    rights = array.array("i", [outgoing.descriptor])
-                    ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-                sent = self._sock.sendmsg(pieces[:_MAX_PIECES], ancillary)
-                if outgoing.descriptor is not None and outgoing.slab is not None:
-                    outgoing.slab.close_descriptor()
-                    outgoing.descriptor = None
-                skip(pieces, sent)
+            send_pieces(self._sock, outgoing)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -151,13 +151,7 @@ class Reactor:
         flushed_at = time.monotonic()
         while True:
             while self._parsed:
-                peer, frame = self._parsed.popleft()
-                try:
-                    found = peer.session.take(peer, frame)
-                except ProtocolError:
-                    self.drop(peer)
-                    continue
-                if found is None:
+                if (found := self._take()) is None:
                     continue
                 home, work = found
                 if home is not lane or lane.has_work:
@@ -172,6 +166,15 @@ class Reactor:
                 return True
             self._poll()
             flushed_at = time.monotonic()
+
+    def _take(self) -> tuple[Lane, Work] | None:
+        """Heeds the next frame; gives what is to be run, and where."""
+        peer, frame = self._parsed.popleft()
+        try:
+            return peer.session.take(peer, frame)
+        except ProtocolError:
+            self.drop(peer)
+            return None
 
     def interrupt(self, lane: Lane) -> None:
         """There is work for this lane: its thread may be reading."""
@@ -270,13 +273,7 @@ class Reactor:
         while not self._closed:
             self.flush()
             while self._parsed:
-                peer, frame = self._parsed.popleft()
-                try:
-                    found = peer.session.take(peer, frame)
-                except ProtocolError:
-                    self.drop(peer)
-                    continue
-                if found is None:
+                if (found := self._take()) is None:
                     continue
                 home, work = found
                 self._leader = _HANDED
