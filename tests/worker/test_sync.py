@@ -371,6 +371,7 @@ async def test_a_worker_that_is_let_go_stops_everything_reports_and_ends(tmp_pat
         async with asyncio.timeout(WITHIN_S):
             await leaving.done
         assert leaving.sync.has_left
+        assert fake.syncs[-1].observed  # with the report it was done, and asked no more
 
 
 async def test_a_refused_worker_says_so(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Attempts:
         self._attempts: dict[str, Attempt] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._drops: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
         self._failed = asyncio.Event()
 
@@ -111,7 +112,9 @@ class Attempts:
     def drop(self, attempt: Attempt) -> None:
         """Ends what runs of it, then forgets it with everything it wrote; returns before that is done."""
         attempt.dropping = True
-        self._spawn(self._drop_when_over(attempt))
+        task = self._spawn(self._drop_when_over(attempt))
+        self._drops.add(task)
+        task.add_done_callback(self._drops.discard)
 
     async def reconcile(self, desired: Sequence[DesiredAttempt]) -> None:
         """Does what brings the attempts here to the desired set; returns before it is done."""
@@ -132,6 +135,10 @@ class Attempts:
     async def wait_over(self) -> None:
         """Returns once nothing of any attempt runs."""
         await asyncio.gather(*(attempt.wait_over() for attempt in self.all()))
+
+    async def wait_dropped(self) -> None:
+        """Returns once nothing is left of what is being dropped."""
+        await asyncio.gather(*self._drops)
 
     def _adopt(self, folder: Folder, notes: Notes | None) -> None:
         spec = folder.read_spec()

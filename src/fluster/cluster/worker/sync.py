@@ -127,6 +127,7 @@ class Sync:
                 await self._listen(attempts)
                 await self._watch_lease(attempts)
                 if self._is_over(attempts):
+                    await attempts.wait_dropped()
                     return
                 self._ask_if_due(attempts)
                 await self._sleep()
@@ -140,7 +141,7 @@ class Sync:
         if self._refusal is not None and attempts.idle:
             raise self._refusal
         if self._leaving_until is not None:
-            return not attempts.all() or (attempts.idle and self._clock() >= self._leaving_until)
+            return not attempts.observed() or (attempts.idle and self._clock() >= self._leaving_until)
         return attempts.idle and self._clock() >= self._idle_until()
 
     def _idle_until(self) -> float:
