@@ -1,5 +1,6 @@
 """What holds for every test: it leaves nothing behind, does not see its user's clusters, and says what it lacks."""
 
+import asyncio
 import functools
 import os
 import shutil
@@ -47,6 +48,15 @@ def _fail_on_growth(before: Footprint, *, within_s: float) -> None:
     if leaks := before.growth(within_s=within_s):
         end_processes(leaks)
         pytest.fail("left behind:\n" + "\n".join(f"  {leak}" for leak in leaks), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def docker_image() -> str:
+    """An image with this interpreter and everything that Fluster needs; for tests marked `docker`."""
+    from fluster.cluster.docker.engine import Engine
+    from fluster.testing.docker_image import provide_test_image
+
+    return asyncio.run(provide_test_image(Engine()))
 
 
 @functools.cache

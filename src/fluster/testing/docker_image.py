@@ -1,0 +1,233 @@
+"""An image of this machine's own Python with Fluster and what it needs, made without any registry, for tests.
+
+A container of it runs the very interpreter and packages that the test runs, so that functions travel between the two.
+Only as much of the system goes in as those need, by what `ldd` says, and a few commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import fluster
+from fluster.cluster.docker.engine import Engine, EngineError
+
+NAME = "fluster-test"
+UID = 1000
+_LABEL = "fluster.testing.image"
+_COMMANDS = [
+    *(
+        "sh",
+        "bash",
+        "env",
+        "cat",
+        "ls",
+        "cp",
+        "mv",
+        "rm",
+        "ln",
+        "mkdir",
+        "chmod",
+        "touch",
+        "id",
+        "uname",
+        "head",
+        "tail",
+    ),
+    *("grep", "sed", "tr", "wc", "sort", "cut", "seq", "date", "sleep", "tee", "timeout", "true", "false", "echo"),
+    *("printf", "dd", "stat", "readlink", "kill", "ps", "setsid", "nohup", "yes"),
+]
+_NOT_NEEDED = {
+    *("test", "tests", "site-packages", "dist-packages", "ensurepip", "tkinter", "idlelib", "turtledemo"),
+    *("lib2to3", "pydoc_data"),
+}
+_NOT_NEEDED_SUFFIXES = (".a", ".opt-1.pyc", ".opt-2.pyc")
+_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+_USERS = "root:x:0:0::/root:/bin/sh\nfluster:x:{uid}:{uid}::/home/fluster:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+_GROUPS = "root:x:0:\nfluster:x:{uid}:\nnogroup:x:65534:\n"
+_HOMES = ("home/fluster", "var/lib/fluster")
+_DIRECTORIES = {
+    **{"tmp": 0o1777, "var/tmp": 0o1777, "run": 0o755},
+    **{"proc": 0o555, "sys": 0o555, "dev": 0o755, "root": 0o700},
+}
+_LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+
+
+async def provide_test_image(engine: Engine, *, packages: Iterable[str] = ("fluster-cluster[server]",)) -> str:
+    """The image's name; it is made unless it is here already. Older ones are removed.
+
+    Args:
+        engine: Where it is to be.
+        packages: Distributions of this environment to have in it, with all that they need.
+    """
+    files = dict(_files(packages))
+    tag = f"{NAME}:{_digest(files)}"
+    with open(Path(tempfile.gettempdir()) / f"{NAME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run side by side need it at the same moment
+        if await engine.image(tag) is None:
+            await engine.import_image(tag, _layer({**files, **dict(_libraries(files.values()))}), _changes())
+            await _remove_others(engine, tag)
+    return tag
+
+
+async def _remove_others(engine: Engine, tag: str) -> None:
+    for image in await engine.images({_LABEL: ""}):
+        for name in image["RepoTags"] or ():
+            if name != tag:
+                with contextlib.suppress(EngineError):  # somebody still uses it
+                    await engine.remove_image(name)
+
+
+def _changes() -> list[str]:
+    return [*(f"ENV {name}={value}" for name, value in _ENVIRONMENT.items()), f"LABEL {_LABEL}=1", f"USER {UID}"]
+
+
+def _digest(files: dict[str, Path]) -> str:
+    seen = hashlib.sha256(sys.version.encode())
+    for name, path in sorted(files.items()):
+        if path.suffix == ".pyc":
+            continue  # written anew whenever some program likes
+        found = path.stat()
+        seen.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return seen.hexdigest()[:16]
+
+
+def _files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Name in the image, and where it is here."""
+    yield "usr/local/bin/python3", Path(os.path.realpath(sys.executable))
+    for command, path in _commands().items():
+        yield f"usr/bin/{command}", path
+    yield from _standard_library().items()
+    yield from _modules(packages)
+
+
+def _commands() -> dict[str, Path]:
+    found = {command: shutil.which(command, path="/usr/bin:/bin") for command in _COMMANDS}
+    return {command: Path(os.path.realpath(path)) for command, path in found.items() if path is not None}
+
+
+def _library_directory() -> str:
+    return f"lib/{sysconfig.get_config_var('MULTIARCH') or 'x86_64-linux-gnu'}"
+
+
+def _standard_library() -> dict[str, Path]:
+    root, inside = Path(sysconfig.get_path("stdlib")), _python_directory()
+    return {f"{inside}/{path.relative_to(root)}": path for path in _tree(root)}
+
+
+def _python_directory() -> str:
+    return f"usr/local/lib/python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _tree(root: Path) -> Iterator[Path]:
+    for top, directories, names in os.walk(root):
+        directories[:] = [each for each in directories if each not in _NOT_NEEDED and not each.startswith("config-")]
+        yield from (
+            Path(top, name) for name in names if not name.endswith(_NOT_NEEDED_SUFFIXES) and "_tkinter" not in name
+        )
+
+
+def _modules(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    site = f"{_python_directory()}/site-packages"
+    for distribution in _distributions(packages).values():
+        for file in distribution.files or ():
+            path = Path(str(distribution.locate_file(file)))
+            if ".." not in file.parts and path.suffix != ".pth" and path.is_file():
+                yield f"{site}/{file}", path
+    package = Path(fluster.__file__).parent  # an editable install lists none of its files
+    for path in _tree(package):
+        yield f"{site}/fluster/{path.relative_to(package)}", path
+
+
+def _distributions(packages: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
+    """Those named, and what they need here."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting, seen = [(_parsed(each)) for each in packages], set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform, or an extra that is not installed
+        for requirement in found[name].requires or ():
+            needed, _, condition = requirement.partition(";")
+            extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", condition)
+            if extra is None or extra.group(1) in extras:
+                waiting.append(_parsed(needed))
+    return found
+
+
+def _parsed(requirement: str) -> tuple[str, tuple[str, ...]]:
+    match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(?:\[([^]]*)\])?", requirement)
+    assert match is not None
+    extras = tuple(each.strip() for each in (match.group(2) or "").split(",") if each.strip())
+    return re.sub(r"[-_.]+", "-", match.group(1)).lower(), extras
+
+
+def _libraries(programs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Shared libraries that these programs and modules load."""
+    paths = sorted({str(path) for path in programs if path.suffix not in (".py", ".pyc") and _is_elf(path)})
+    # Some are no programs that ldd can look at, which it says by its status.
+    said = subprocess.run(["ldd", *paths], capture_output=True, text=True, check=False).stdout
+    words = {word for line in said.splitlines() if line.startswith("\t") for word in line.split()}
+    for library in (Path(word) for word in words if word.startswith("/")):
+        where = "lib64" if library.name.startswith("ld-linux") else _library_directory()
+        yield f"usr/{where}/{library.name}", Path(os.path.realpath(library))
+
+
+def _is_elf(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _layer(files: dict[str, Path]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mode in _DIRECTORIES.items():
+            _add(tar, name, tarfile.DIRTYPE, mode)
+        for name, target in _LINKS.items():
+            _add(tar, name, tarfile.SYMTYPE, 0o777, link=target)
+        for name in _HOMES:
+            _add(tar, name, tarfile.DIRTYPE, 0o755, uid=UID)
+        _add(tar, "usr/local/bin/python", tarfile.SYMTYPE, 0o777, link="python3")
+        _add(tar, "etc/passwd", content=_USERS.format(uid=UID).encode())
+        _add(tar, "etc/group", content=_GROUPS.format(uid=UID).encode())
+        _add(tar, "etc/nsswitch.conf", content=b"hosts: files dns\n")
+        for name, path in sorted(files.items()):
+            # Bytecode goes in as well, and holds for a source of the same time only.
+            _add(tar, name, mode=0o755 if os.access(path, os.X_OK) else 0o644, content=path.read_bytes(), of=path)
+    return packed.getvalue()
+
+
+def _add(
+    tar: tarfile.TarFile,
+    name: str,
+    kind: bytes = tarfile.REGTYPE,
+    mode: int = 0o644,
+    *,
+    link: str = "",
+    content: bytes = b"",
+    uid: int = 0,
+    of: Path | None = None,
+) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.linkname, entry.size = kind, mode, link, len(content)
+    entry.uid = entry.gid = uid
+    entry.mtime = int(of.stat().st_mtime) if of is not None else 0
+    tar.addfile(entry, io.BytesIO(content))
