@@ -22,7 +22,7 @@ from fluster.cluster.worker.decide import (
     poll_s,
 )
 
-SESSION = Session(epoch=3, lease_s=30.0, lease_until=130.0, seq=5, applied_seq=4, desired_version=7)
+SESSION = Session(epoch=3, lease_s=30.0, lease_until=130.0, applied_seq=4, desired_version=7)
 ANSWER = Answer(epoch=3, lease_s=30.0, superseded=False, reregister=False, leave=False, desired_version=8)
 
 

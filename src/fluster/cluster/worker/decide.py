@@ -93,7 +93,6 @@ class Session:
 
     Attributes:
         epoch: Highest controller epoch obeyed.
-        seq: Of the last request sent.
         applied_seq: Of the last request whose answer was applied.
         desired_version: Of the last answer applied, within `epoch`.
         lease_s: As last granted.
@@ -105,7 +104,6 @@ class Session:
     epoch: int
     lease_s: float
     lease_until: float
-    seq: int = 0
     applied_seq: int = 0
     desired_version: int = 0
     failures: int = 0
@@ -156,7 +154,8 @@ def on_answer(session: Session, answer: Answer, *, seq: int, asked_at: float, no
     """
     if answer.epoch < session.epoch:
         return on_failure(session, now=now), Verdict.IGNORE
-    session = replace(session, failures=0, not_before=0.0)
+    if session.failures:
+        session = replace(session, failures=0, not_before=0.0)
     if answer.superseded or seq <= session.applied_seq:
         return session, Verdict.IGNORE
     if answer.reregister:

@@ -73,6 +73,7 @@ class Sync:
         self._idle_exit_s = idle_exit_s
         contact = state.contact
         self._session = Session(contact.epoch, contact.lease_s, contact.lease_until)
+        self._seq = 0  # of the last request sent
         self._is_registered = False
         self._registering: asyncio.Task[None] | None = None
         self._polls: dict[int, asyncio.Task[None]] = {}
@@ -160,9 +161,9 @@ class Sync:
         if not self._is_registered:
             self._register()
             return
-        self._session = replace(self._session, seq=self._session.seq + 1)
+        self._seq += 1
         self._unreported = None
-        seq, wait_s = self._session.seq, decide.poll_s(self._session.lease_s)
+        seq, wait_s = self._seq, decide.poll_s(self._session.lease_s)
         request = SyncWorkerRequest(
             incarnation=self._about.incarnation,
             seq=seq,
@@ -280,7 +281,7 @@ class Sync:
         if self._refusal is None or not attempts.idle:  # else it is raised
             self._complaints.failed(error)
         self._session = decide.on_failure(self._session, now=self._clock())
-        if heard.seq == self._session.seq and heard.seq:
+        if heard.seq == self._seq and heard.seq:
             self.changed(True)  # what it carried was not heard
 
     def _note_contact(self) -> None:

@@ -18,6 +18,7 @@ from fluster.rpc.gen.fluster.cluster.v1.controller_pb import ObservedAttempt
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause, ExitReport
 from fluster.testing.sim.machines import Process
 from fluster.testing.sim.messages import AttemptSpec, SyncAnswer
+from fluster.testing.sim.programs import Behaviour
 
 if TYPE_CHECKING:
     from fluster.testing.sim.daemon import Daemon
@@ -150,9 +151,9 @@ class Attempts:
             return
         held.phase, held.preparing, held.seen = Phase.BUILDING, True, None
         does = held.spec.program.behaviour(held.spec.task, held.spec.number)
-        self._d.later(does.build_s, lambda: self._built(held))
+        self._d.later(does.build_s, lambda: self._built(held, does))
 
-    def _built(self, held: Held) -> None:
+    def _built(self, held: Held, does: Behaviour) -> None:
         if not held.preparing:
             return
         held.preparing = False
@@ -161,7 +162,6 @@ class Attempts:
             self._end(held, _exit(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
             return
         spec = held.spec
-        does = spec.program.behaviour(spec.task, spec.number)
         if does.build_fault:
             user = does.build_fault == "user"
             if user:

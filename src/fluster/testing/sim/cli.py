@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import traceback
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no mutant {given.mutant!r}; --list-mutants shows those there are")
     # What the product says of faults it was given on purpose is no news here.
     logging.getLogger("fluster").addHandler(logging.NullHandler())
-    gc.set_threshold(200_000)  # what a simulation makes is mostly kept
     results = []
     for result in _results(given):
         results.append(result)

@@ -13,7 +13,7 @@ START = 1_000_000.0
 
 
 class Timer:
-    """Something that is to happen; `cancel` makes it nothing."""
+    """Something that is to happen; `cancel` makes it nothing. Once it has happened nothing is left of it either."""
 
     __slots__ = ("action", "when")
 
@@ -46,9 +46,11 @@ class Clock:
 
     def at(self, when: float, action: Callable[[], None]) -> Timer:
         """Lets something happen then, or now when that is past."""
-        timer = Timer(when if when > self.now else self.now, action)
+        if when < self.now:
+            when = self.now
+        timer = Timer(when, action)
         self._count += 1
-        heappush(self._queue, (timer.when, self._count, timer))
+        heappush(self._queue, (when, self._count, timer))
         return timer
 
     def after(self, seconds: float, action: Callable[[], None]) -> Timer:
@@ -60,10 +62,11 @@ class Clock:
         queue = self._queue
         while queue and queue[0][0] <= until:
             when, _, timer = heappop(queue)
-            if timer.action is not None:
+            action, timer.action = timer.action, None
+            if action is not None:
                 self.now = when
                 self.fired += 1
-                timer.action()
+                action()
         self.now = max(self.now, until)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fluster.cluster.controller.core.events import Event
@@ -86,15 +87,14 @@ class Controller:
 
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Lets something happen in this process: not while it stands still, never after its death."""
+        return self.sim.clock.after(seconds, partial(self._do, action))
 
-        def fire() -> None:
-            if self.alive:
-                if self.frozen:
-                    self._deferred.append(fire)
-                else:
-                    action()
-
-        return self.sim.clock.after(seconds, fire)
+    def _do(self, action: Callable[[], None]) -> None:
+        if self.alive:
+            if self.frozen:
+                self._deferred.append(partial(self._do, action))
+            else:
+                action()
 
     def serve(self, call: Call, handler: Callable[[], None]) -> None:
         """A request arrives."""

@@ -6,7 +6,7 @@ What this module does between those decisions is what `worker.sync` does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fluster.cluster.worker import decide
@@ -46,6 +46,7 @@ class Daemon:
         self.session = Session(disk.epoch, disk.lease_s, disk.lease_until)
         self.sim = sim
         self.attempts = Attempts(self)
+        self._seq = 0
         self._opened = False
         self._registered = self._registering = False
         self._refused = False
@@ -62,15 +63,14 @@ class Daemon:
 
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Lets something happen in this daemon: not while it stands still, never after its death."""
+        return self.machine.later(seconds, partial(self._do, action))
 
-        def fire() -> None:
-            if self.alive:
-                if self.frozen:
-                    self._deferred.append(fire)
-                else:
-                    action()
-
-        return self.machine.later(seconds, fire)
+    def _do(self, action: Callable[[], None]) -> None:
+        if self.alive:
+            if self.frozen:
+                self._deferred.append(partial(self._do, action))
+            else:
+                action()
 
     def freeze(self, seconds: float) -> None:
         """It stands still for a while."""
@@ -128,16 +128,17 @@ class Daemon:
 
     def _sleep(self) -> None:
         now = self.sim.clock.now
-        due = [each for each in (self.session.lease_until, self._leaving_until or 0.0) if each > now]
-        if (request := self._next_request()) is not None:
-            due.append(request)
+        due = self._next_request()
+        for each in (self.session.lease_until, self._leaving_until or 0.0):
+            if each > now and (due is None or each < due):
+                due = each
         if self._timer is not None:
-            if due and self._timer.action is not None and now < self._timer.when <= min(due):
+            if due is not None and self._timer.action is not None and now < self._timer.when <= due:
                 return  # it wakes early enough, and looks again then
             self._timer.cancel()
             self._timer = None
-        if due:
-            self._timer = self.later(max(0.0, min(due) - now), self._turn)
+        if due is not None:
+            self._timer = self.later(max(0.0, due - now), self._turn)
 
     def _is_over(self) -> bool:
         if self._leaving_until is None:
@@ -157,8 +158,9 @@ class Daemon:
 
     def changed(self, urgent: bool) -> None:
         """Something that the controller does not know yet."""
-        known = self._unreported or Unreported(self.sim.clock.now, urgent=False)
-        self._unreported = replace(known, urgent=known.urgent or urgent)
+        known = self._unreported
+        if known is None or (urgent and not known.urgent):
+            self._unreported = Unreported(self.sim.clock.now if known is None else known.since, urgent)
         self._ring()
 
     # Asking
@@ -175,24 +177,25 @@ class Daemon:
         if not self._registered:
             self._register()
             return
-        session = self.session = replace(self.session, seq=self.session.seq + 1)
+        session = self.session
+        self._seq = seq = self._seq + 1
         self._unreported = None
         wait_s = decide.poll_s(session.lease_s)
         request = SyncRequest(
             worker_id=self.machine.name,
             credential=self.machine.disk.credential,
             incarnation=self.incarnation,
-            seq=session.seq,
+            seq=seq,
             known_epoch=session.epoch,
             observed=self.attempts.observed(),
             wait_s=wait_s,
             desired_version=session.desired_version,
         )
-        self._polls.add(session.seq)
-        asked_at, seq = self.sim.clock.now, session.seq
+        self._polls.add(seq)
+        asked_at = self.sim.clock.now
         self.sim.sync(
             request,
-            lambda answer: self._hears(lambda: self._on_answer(answer, seq, asked_at)),
+            lambda answer: self._hears(partial(self._on_answer, answer, seq, asked_at)),
             asked_at + wait_s + decide.patience_s(session.lease_s),
         )
 
@@ -223,7 +226,7 @@ class Daemon:
             if isinstance(answer, NotPermitted):
                 self._registered = False
             self.session = decide.on_failure(self.session, now=now)
-            if seq == self.session.seq:
+            if seq == self._seq:
                 self.changed(True)  # what it carried was not heard
             return
         self.session, verdict = decide.on_answer(self.session, answer.head, seq=seq, asked_at=asked_at, now=now)

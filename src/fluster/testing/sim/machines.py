@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fluster.cluster.controller.core.rows import Resources
@@ -159,16 +160,14 @@ class Machine:
 
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Lets something happen here in so many seconds: not while it stands still, never after a restart."""
-        boot = self.boot
+        return self.sim.clock.after(seconds, partial(self._do, self.boot, action))
 
-        def fire() -> None:
-            if self.boot == boot and self.up:
-                if self.frozen:
-                    self._deferred.append(fire)
-                else:
-                    action()
-
-        return self.sim.clock.after(seconds, fire)
+    def _do(self, boot: int, action: Callable[[], None]) -> None:
+        if self.boot == boot and self.up:
+            if self.frozen:
+                self._deferred.append(partial(self._do, boot, action))
+            else:
+                action()
 
     def start(self) -> None:
         """It boots, and its daemon starts."""

@@ -53,7 +53,7 @@ class Story:
         self.counts[kind] += 1
         line = (self._clock.now, kind, job, worker, text)
         self._told.append(line)
-        self._hash.update(repr(line).encode())
+        self._hash.update(f"{line[0]!r}\0{kind}\0{job}\0{worker}\0{text}\n".encode())
 
     @property
     def digest(self) -> str:

@@ -54,6 +54,7 @@ class WorkerRpcs:
         self.newest: dict[WorkerId, tuple[str, int]] = {}
         self._c = controller
         self._held: dict[WorkerId, _Poll] = {}
+        self._heads: dict[tuple[bool, bool, bool, int], Head] = {}
 
     def wake(self, worker_ids: Iterable[WorkerId]) -> None:
         """Something else is desired of these workers: whoever of them waits is answered."""
@@ -95,7 +96,8 @@ class WorkerRpcs:
 
     def sync(self, request: SyncRequest, call: Call) -> None:
         """SyncWorker."""
-        worker = self.known(WorkerId(request.worker_id))
+        state = self._c.state
+        worker = state.workers.get(WorkerId(request.worker_id))
         if worker is None or worker.credential_sha256 != request.credential:
             self._c.answer(call, NotPermitted("unknown worker"))
             return
@@ -112,12 +114,12 @@ class WorkerRpcs:
         self.newest[worker.worker_id] = request.incarnation, request.seq
         if (older := self._held.pop(worker.worker_id, None)) is not None:
             self._supersede(older)
-        if real.is_news(self._c.state, worker, request.incarnation, request.observed, None):
+        if real.is_news(state, worker, request.incarnation, request.observed, None):
             event = WorkerSynced(worker.worker_id, request.incarnation, request.observed)
             self._c.submit(event, lambda answer: self._folded(worker.worker_id, request, call, answer))
         else:
-            self._c.sim.watch_old_news(self._c.state, worker.worker_id, request)
-            self._c.state.last_seen[worker.worker_id] = self._c.sim.clock.now
+            self._c.sim.watch_old_news(state, worker.worker_id, request)
+            state.last_seen[worker.worker_id] = self._c.sim.clock.now
             self._hold(worker.worker_id, request, call, request.wait_s)
 
     def fence(self, request: SyncRequest) -> object | None:
@@ -182,7 +184,11 @@ class WorkerRpcs:
     def _says(
         self, *, superseded: bool = False, reregister: bool = False, leave: bool = False, version: int = 0
     ) -> Head:
-        return Head(self._c.epoch, self._c.sim.settings.worker_lease_s, superseded, reregister, leave, version)
+        key = superseded, reregister, leave, version
+        head = self._heads.get(key)
+        if head is None:
+            head = self._heads[key] = Head(self._c.epoch, self._c.sim.settings.worker_lease_s, *key)
+        return head
 
     def _spec(self, state: State, attempt: AttemptRow) -> AttemptSpec:
         job = state.jobs[attempt.job_id]

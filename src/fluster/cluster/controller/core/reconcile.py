@@ -29,17 +29,17 @@ class Release:
 
 Action = Allocate | Release
 
+_HELD = (AllocationStatus.REQUESTED, AllocationStatus.READY)
+
 
 def intents(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
     """What is to be decided about machines: committed as events before anything is done about it."""
     found: list[AllocationWanted | AllocationUnwanted] = list(_silent(state, now))
     unwanted = {intent.allocation_id for intent in found}
     held = [
-        row
-        for row in state.allocations.values()
-        if row.status in (AllocationStatus.REQUESTED, AllocationStatus.READY) and row.allocation_id not in unwanted
+        row.resources for row in state.allocations.values() if row.status in _HELD and row.allocation_id not in unwanted
     ]
-    for resources in _lacking(state, [row.resources for row in held]):
+    for resources in _lacking(state, held):
         taken = {*state.allocations, *(intent.allocation_id for intent in found)}
         name = _free_name(state.settings.backend, taken)
         found.append(AllocationWanted(name, state.settings.backend, resources))
@@ -49,7 +49,7 @@ def intents(state: State, now: float) -> list[AllocationWanted | AllocationUnwan
 def _silent(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
     limit = state.settings.silent_release_s
     found: list[AllocationWanted | AllocationUnwanted] = []
-    if not any(now - seen > limit for seen in state.last_seen.values()):
+    if now - min(state.last_seen.values(), default=now) <= limit:
         return found  # as in almost every turn
     by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
     for worker in state.workers.values():

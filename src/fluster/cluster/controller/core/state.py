@@ -120,9 +120,9 @@ class State:
 
     def room(self, worker: WorkerRow) -> Room:
         """What the worker has left, derived from the attempts it holds."""
-        left = room(worker.resources)
+        left, jobs = room(worker.resources), self.jobs
         for attempt in self.held.get(worker.worker_id, {}).values():
-            left.take(self.demand(attempt))
+            left.take(jobs[attempt.job_id].resources)
         return left
 
     def free(self, worker: WorkerRow) -> Resources:

@@ -106,12 +106,10 @@ def _last_heard(state: State, worker: WorkerRow) -> float | None:
 
 
 def _refresh(fold: Fold, worker: WorkerRow, event: WorkerSynced) -> None:
-    fresh = replace(worker, status=WorkerStatus.READY)
-    if event.resources is not None:
-        fresh = replace(fresh, resources=event.resources)
-    if fresh == worker:
+    resources = worker.resources if event.resources is None else event.resources
+    if worker.status is WorkerStatus.READY and resources == worker.resources:
         return
-    fold.put_worker(fresh)
+    fold.put_worker(replace(worker, status=WorkerStatus.READY, resources=resources))
     if worker.status is WorkerStatus.LOST:
         fold.journal("WorkerReturned", f"worker:{worker.worker_id}", worker_id=worker.worker_id)
 
@@ -119,6 +117,8 @@ def _refresh(fold: Fold, worker: WorkerRow, event: WorkerSynced) -> None:
 def expire(fold: Fold) -> None:
     """Gives up workers whose lease has run out."""
     state = fold.state
+    if fold.now < lease_end(state.settings, min(state.last_seen.values(), default=fold.now)):
+        return  # as in almost every turn
     for worker in list(state.workers.values()):
         last_seen = state.last_seen.get(worker.worker_id, fold.now)
         if worker.status is WorkerStatus.READY and fold.now >= lease_end(state.settings, last_seen):
