@@ -21,6 +21,7 @@ class FakeController(ControllerService):
     def __init__(self, *, lease_s: float = 30.0, epoch: int = 1) -> None:
         self.lease_s = lease_s
         self.epoch = epoch
+        self.incarnation = "controller"
         self.desired: dict[str, pb.DesiredAttempt] = {}
         self.version = 1
         self.leave = False
@@ -94,14 +95,29 @@ class FakeController(ControllerService):
         self.reregister = False
         async with self.changed:
             self.changed.notify_all()
-        return pb.RegisterWorkerResponse(worker_id=request.worker_id, controller_epoch=self.epoch, lease_s=self.lease_s)
+        return pb.RegisterWorkerResponse(
+            worker_id=request.worker_id,
+            controller_epoch=self.epoch,
+            controller_incarnation=self.incarnation,
+            lease_s=self.lease_s,
+        )
 
     async def sync_worker(self, request: pb.SyncWorkerRequest, ctx: Any) -> pb.SyncWorkerResponse:
         self.refuse("SyncWorker", request)
         if self.reregister:
-            return pb.SyncWorkerResponse(controller_epoch=self.epoch, lease_s=self.lease_s, reregister=True)
+            return pb.SyncWorkerResponse(
+                controller_epoch=self.epoch,
+                controller_incarnation=self.incarnation,
+                lease_s=self.lease_s,
+                reregister=True,
+            )
         if self.syncs and self.syncs[-1].incarnation == request.incarnation and request.seq <= self.syncs[-1].seq:
-            return pb.SyncWorkerResponse(controller_epoch=self.epoch, lease_s=self.lease_s, superseded=True)
+            return pb.SyncWorkerResponse(
+                controller_epoch=self.epoch,
+                controller_incarnation=self.incarnation,
+                lease_s=self.lease_s,
+                superseded=True,
+            )
         async with self.changed:
             self.syncs.append(request)
             for each in request.observed:
@@ -123,6 +139,7 @@ class FakeController(ControllerService):
         known = {each.attempt_uid for each in request.observed}
         return pb.SyncWorkerResponse(
             controller_epoch=self.epoch,
+            controller_incarnation=self.incarnation,
             lease_s=self.lease_s,
             superseded=self.syncs[-1] is not request,
             reregister=self.reregister,

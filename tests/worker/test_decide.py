@@ -1,4 +1,7 @@
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from fluster.cluster.worker.decide import (
     COALESCE_S,
@@ -22,8 +25,10 @@ from fluster.cluster.worker.decide import (
     poll_s,
 )
 
-SESSION = Session(epoch=3, lease_s=30.0, lease_until=130.0, applied_seq=4, desired_version=7)
-ANSWER = Answer(epoch=3, lease_s=30.0, superseded=False, reregister=False, leave=False, desired_version=8)
+SESSION = Session(epoch=3, controller="c", lease_s=30.0, lease_until=130.0, applied_seq=4, desired_version=7)
+ANSWER = Answer(
+    epoch=3, controller="c", lease_s=30.0, superseded=False, reregister=False, leave=False, desired_version=8
+)
 
 
 def wanted(uid: str, *, stop: bool = False, described: bool = True) -> Wanted:
@@ -72,8 +77,9 @@ def test_an_answer_renews_the_lease_from_the_moment_of_asking() -> None:
     assert (session.applied_seq, session.desired_version) == (5, 8)
 
 
-def test_an_answer_of_an_older_epoch_is_not_obeyed_and_counts_as_no_answer() -> None:
-    session, verdict = on_answer(SESSION, replace(ANSWER, epoch=2), seq=5, asked_at=110.0, now=111.0)
+@pytest.mark.parametrize("other", [{"epoch": 2}, {"controller": "copy"}, {"epoch": 2, "controller": "copy"}])
+def test_an_answer_of_an_older_epoch_or_of_a_copy_is_not_obeyed_and_counts_as_no_answer(other: Any) -> None:
+    session, verdict = on_answer(SESSION, replace(ANSWER, **other), seq=5, asked_at=110.0, now=111.0)
     assert verdict is Verdict.IGNORE
     assert session.lease_until == SESSION.lease_until
     assert session.not_before > 111.0
@@ -101,13 +107,13 @@ def test_leaving_is_asked_for_by_an_answer() -> None:
 
 
 def test_registering_grants_a_lease_and_forgets_the_version() -> None:
-    session = on_registered(SESSION, epoch=4, lease_s=6.0, asked_at=200.0)
+    session = on_registered(SESSION, epoch=4, controller="d", lease_s=6.0, asked_at=200.0)
     assert session is not None
     assert (session.epoch, session.lease_until, session.desired_version) == (4, 206.0, 0)
 
 
 def test_an_older_controller_cannot_register_this_worker() -> None:
-    assert on_registered(SESSION, epoch=2, lease_s=6.0, asked_at=200.0) is None
+    assert on_registered(SESSION, epoch=2, controller="c", lease_s=6.0, asked_at=200.0) is None
 
 
 def test_pauses_double_from_a_tenth_of_a_second_to_two() -> None:

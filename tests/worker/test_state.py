@@ -45,7 +45,7 @@ def test_a_directory_of_another_worker_is_refused(tmp_path: Path) -> None:
 def test_epoch_and_lease_are_found_again_a_little_early_at_most(tmp_path: Path) -> None:
     with closing(WorkerState(tmp_path)) as state:
         for moment in range(100):
-            state.obey(7, 30.0, 1000.0 + moment)
+            state.obey(7, "c", 30.0, 1000.0 + moment)
     with closing(WorkerState(tmp_path)) as state:
         assert (state.contact.epoch, state.contact.lease_s) == (7, 30.0)
         assert 1099.0 - 3.0 <= state.contact.lease_until <= 1099.0
@@ -53,14 +53,14 @@ def test_epoch_and_lease_are_found_again_a_little_early_at_most(tmp_path: Path) 
 
 def test_a_new_epoch_is_written_down_at_once(tmp_path: Path) -> None:
     with closing(WorkerState(tmp_path)) as state:
-        state.obey(7, 30.0, 1000.0)
-        state.obey(8, 30.0, 1000.1)
+        state.obey(7, "c", 30.0, 1000.0)
+        state.obey(8, "c", 30.0, 1000.1)
         assert json.loads((tmp_path / "contact.json").read_bytes())["epoch"] == 8
 
 
 def test_a_lease_means_nothing_after_the_machine_restarted_but_the_epoch_does(tmp_path: Path) -> None:
     with closing(WorkerState(tmp_path)) as state:
-        state.obey(7, 30.0, 1e9)
+        state.obey(7, "c", 30.0, 1e9)
     contact = json.loads((tmp_path / "contact.json").read_bytes())
     (tmp_path / "contact.json").write_text(json.dumps({**contact, "boot": "another"}))
     with closing(WorkerState(tmp_path)) as state:
@@ -72,7 +72,7 @@ def test_the_end_of_the_lease_is_told_exactly_to_those_who_outlive_the_daemon(tm
     with closing(WorkerState(tmp_path)) as state:
         state.tell_lease(clock)
         for moment in range(3):
-            state.obey(7, 300.0, steady_clock(clock)() + 100.0 + moment)
+            state.obey(7, "c", 300.0, steady_clock(clock)() + 100.0 + moment)
     left_s = LeaseFile(tmp_path / "lease").left_s()
     assert left_s is not None
     assert 101.0 < left_s <= 102.0

@@ -267,27 +267,30 @@ async def test_a_log_store_that_lost_its_last_bytes_gets_them_again(tmp_path: Pa
         assert fake.logs_at_end["a-1"] == b"a" * 999 + b"\n" + b"b" * 999 + b"\n"
 
 
-async def test_a_controller_of_an_older_epoch_is_not_obeyed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"epoch": 4}, {"incarnation": "copy"}], ids=["older", "copy"])
+async def test_a_controller_of_an_older_epoch_or_on_a_copy_is_not_obeyed(tmp_path: Path, other: dict[str, Any]) -> None:
     async with controller(epoch=5) as fake, worker(tmp_path, fake.address):
         await fake.want("a-1", command("sleep", "60"))
         await fake.until(running(fake, "a-1"))
-        fake.epoch = 4
+        obeyed = {name: getattr(fake, name) for name in other}
+        vars(fake).update(other)
         await fake.unwant("a-1")
         before = len(fake.syncs)
         await fake.until(lambda: len(fake.syncs) >= before + 2)
         assert running(fake, "a-1")()
-        fake.epoch = 5
+        vars(fake).update(obeyed)
         await fake.until(lambda: not fake.syncs[-1].observed)
 
 
-async def test_a_restarted_worker_remembers_the_epoch_it_obeyed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"epoch": 4}, {"incarnation": "copy"}], ids=["older", "copy"])
+async def test_a_restarted_worker_remembers_whom_it_obeyed(tmp_path: Path, other: dict[str, Any]) -> None:
     async with controller(epoch=5) as fake:
         async with worker(tmp_path, fake.address):
             await fake.until(lambda: fake.syncs)
-        fake.epoch = 4
+        vars(fake).update(other)
         async with worker(tmp_path, fake.address):
             await fake.until(lambda: len(fake.registered) >= 3)
-        assert {each.known_epoch for each in fake.syncs} == {5}
+        assert {(each.known_epoch, each.known_incarnation) for each in fake.syncs} == {(5, "controller")}
 
 
 async def test_when_the_lease_runs_out_everything_is_stopped_and_reported_as_lost(tmp_path: Path) -> None:

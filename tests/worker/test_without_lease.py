@@ -11,7 +11,7 @@ from fluster.cluster.worker.decide import Session, lease_grace_s
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.process_runtime import ProcessRuntime
 
-SESSION = Session(epoch=3, lease_s=30.0, lease_until=130.0)
+SESSION = Session(epoch=3, controller="c", lease_s=30.0, lease_until=130.0)
 
 
 @pytest.mark.parametrize(("now", "left_s"), [(130.0, 10.0), (133.0, 7.0), (140.0, 0.0), (500.0, 0.0)])

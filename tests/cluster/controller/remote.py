@@ -161,6 +161,7 @@ class FakeWorker:
     max_jobs: int = 1_000
     seq: int = 0
     epoch: int = 0
+    controller: str = ""
     version: int = 0
     observed: dict[str, pb.ObservedAttempt] = field(default_factory=dict)
     specs: dict[str, pb.AttemptSpec] = field(default_factory=dict)
@@ -202,7 +203,7 @@ class FakeWorker:
     def join(self, token: str, **fields: Any) -> pb.RegisterWorkerResponse:
         response = self.api(token)(self.registration(**fields))
         assert isinstance(response, pb.RegisterWorkerResponse)
-        self.epoch = response.controller_epoch
+        self.epoch, self.controller = response.controller_epoch, response.controller_incarnation
         return response
 
     def request(self, *, wait_s: float = 0.0, **fields: Any) -> pb.SyncWorkerRequest:
@@ -212,6 +213,7 @@ class FakeWorker:
                 "incarnation": self.incarnation,
                 "seq": self.seq,
                 "known_epoch": self.epoch,
+                "known_incarnation": self.controller,
                 "observed": list(self.observed.values()),
                 "resources": self.resources(),
                 "wait_s": wait_s,

@@ -189,6 +189,15 @@ def test_a_worker_that_obeys_a_later_controller_is_not_answered(alone: Site) -> 
     assert "epoch 2" in reply.message
 
 
+def test_a_worker_that_obeys_a_copy_of_the_controller_is_not_answered(alone: Site) -> None:
+    worker = alone.worker()
+
+    reply = worker.api().post(worker.request(known_incarnation="copy"))
+
+    assert (reply.status, reply.code) == (400, "failed_precondition")
+    assert "obeys another controller of epoch 1" in reply.message
+
+
 def test_an_attempt_is_described_until_it_is_observed(alone: Site) -> None:
     worker = alone.worker()
     launch(alone.admin)

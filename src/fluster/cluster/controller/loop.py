@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,6 +53,9 @@ class Loop:
         clock: Unix seconds of a steady clock.
         epoch: Of this controller.
         act: Told when machines are to be asked for or given back.
+
+    Attributes:
+        incarnation: Of this start: copies of a state directory that were started equally often share an epoch.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Loop:
         act: Callable[[], None] = lambda: None,
     ) -> None:
         self.epoch = epoch
+        self.incarnation = secrets.token_hex(8)
         self._turns = Turns(store, load, clock, epoch, act)
         self._clock = clock
         self._inbox: deque[_Pending] = deque()

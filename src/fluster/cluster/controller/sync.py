@@ -75,6 +75,7 @@ class Workers:
         return pb.RegisterWorkerResponse(
             worker_id=worker_id,
             controller_epoch=self._c.loop.epoch,
+            controller_incarnation=self._c.loop.incarnation,
             lease_s=self._c.state.settings.worker_lease_s,
         )
 
@@ -97,10 +98,7 @@ class Workers:
         """One exchange; held until the desired set differs from what the worker knows."""
         who = self._c.caller()
         worker = self._c.state.workers.get(who.worker_id)
-        if request.known_epoch > self._c.loop.epoch:
-            raise FailedPrecondition(
-                f"this worker obeys epoch {request.known_epoch}; this controller is of epoch {self._c.loop.epoch}"
-            )
+        self._check_obeys(request)
         # What was said to the controller before may arrive here late, sent again when that one's connections broke, and
         # after what was said later. Whoever has registered here says only what is newer.
         heeds_another = request.known_epoch < self._c.loop.epoch
@@ -121,6 +119,19 @@ class Workers:
         if self._polls[worker.worker_id] is not poll:
             return self._response(superseded=True)
         return self._answer(worker.worker_id, request)
+
+    def _check_obeys(self, request: pb.SyncWorkerRequest) -> None:
+        """Refuses a worker that would not obey: its attempts are another controller's."""
+        epoch = self._c.loop.epoch
+        if request.known_epoch > epoch:
+            raise FailedPrecondition(
+                f"this worker obeys epoch {request.known_epoch}; this controller is of epoch {epoch}"
+            )
+        if request.known_epoch == epoch and request.known_incarnation != self._c.loop.incarnation:
+            raise FailedPrecondition(
+                f"this worker obeys another controller of epoch {epoch}: one of them runs on a copy of the other's "
+                "state directory; end the one that is not meant, and start the other one once more"
+            )
 
     def _take_turn(self, worker_id: WorkerId, request: pb.SyncWorkerRequest) -> _Poll | None:
         """This request as the newest of its incarnation; `None` if a newer one came before."""
@@ -157,6 +168,7 @@ class Workers:
     def _response(self, *, superseded: bool = False, reregister: bool = False) -> pb.SyncWorkerResponse:
         return pb.SyncWorkerResponse(
             controller_epoch=self._c.loop.epoch,
+            controller_incarnation=self._c.loop.incarnation,
             lease_s=self._c.state.settings.worker_lease_s,
             superseded=superseded,
             reregister=reregister,

@@ -93,6 +93,7 @@ class Session:
 
     Attributes:
         epoch: Highest controller epoch obeyed.
+        controller: The start of a controller that was obeyed in this epoch.
         applied_seq: Of the last request whose answer was applied.
         desired_version: Of the last answer applied, within `epoch`.
         lease_s: As last granted.
@@ -102,6 +103,7 @@ class Session:
     """
 
     epoch: int
+    controller: str
     lease_s: float
     lease_until: float
     applied_seq: int = 0
@@ -115,6 +117,7 @@ class Answer:
     """What an answer says, without the attempts."""
 
     epoch: int
+    controller: str
     lease_s: float
     superseded: bool
     reregister: bool
@@ -131,13 +134,23 @@ class Verdict(Enum):
     LEAVE = auto()
 
 
-def on_registered(session: Session, *, epoch: int, lease_s: float, asked_at: float) -> Session | None:
-    """After RegisterWorker; `None` if the controller is an older one than this worker has obeyed."""
-    if epoch < session.epoch:
+def may_command(session: Session, epoch: int, controller: str) -> bool:
+    """Whether this worker obeys a controller: a later one than any before, or the very start it has obeyed last.
+
+    An epoch counts the starts on one state directory. Copies of it that were started equally often share their epochs;
+    each start has a name of its own.
+    """
+    return epoch > session.epoch or (epoch == session.epoch and controller == session.controller)
+
+
+def on_registered(session: Session, *, epoch: int, controller: str, lease_s: float, asked_at: float) -> Session | None:
+    """After RegisterWorker; `None` if this worker does not obey that controller."""
+    if not may_command(session, epoch, controller):
         return None
     return replace(
         session,
         epoch=epoch,
+        controller=controller,
         desired_version=0,
         lease_s=lease_s,
         lease_until=asked_at + lease_s,
@@ -152,7 +165,7 @@ def on_answer(session: Session, answer: Answer, *, seq: int, asked_at: float, no
     Only an answer that is applied renews the lease: a superseded one was written for a request that its controller may
     not have counted.
     """
-    if answer.epoch < session.epoch:
+    if not may_command(session, answer.epoch, answer.controller):
         return on_failure(session, now=now), Verdict.IGNORE
     if session.failures:
         session = replace(session, failures=0, not_before=0.0)
@@ -163,6 +176,7 @@ def on_answer(session: Session, answer: Answer, *, seq: int, asked_at: float, no
     session = replace(
         session,
         epoch=answer.epoch,
+        controller=answer.controller,
         applied_seq=seq,
         desired_version=answer.desired_version,
         lease_s=answer.lease_s,

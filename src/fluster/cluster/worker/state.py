@@ -61,11 +61,13 @@ class Contact:
 
     Attributes:
         epoch: Highest of any controller obeyed.
+        controller: Which start of a controller that was.
         boot: Of the machine; a steady clock means nothing beyond it.
         lease_until: On the worker's steady clock; a little early.
     """
 
     epoch: int = 0
+    controller: str = ""
     boot: str = ""
     lease_s: float = 0.0
     lease_until: float = 0.0
@@ -108,14 +110,14 @@ class WorkerState:
         self._lease = LeaseFile(self.path / LEASE)
         self._lease.create(clock)
 
-    def obey(self, epoch: int, lease_s: float, lease_until: float) -> None:
+    def obey(self, epoch: int, controller: str, lease_s: float, lease_until: float) -> None:
         """Notes an answer before it is obeyed; a new epoch at once, the lease for a later daemon now and then."""
         if self._lease is not None:
             self._lease.renew(lease_until)
         last = self.contact
         if epoch == last.epoch and lease_s == last.lease_s and lease_until - last.lease_until < lease_s / 10:
             return
-        self.contact = Contact(epoch, proc.boot_id(), lease_s, lease_until)
+        self.contact = Contact(epoch, controller, proc.boot_id(), lease_s, lease_until)
         durable = epoch != last.epoch
         try:
             write_atomically(self.path / _CONTACT, json.dumps(asdict(self.contact)).encode(), durable=durable)

@@ -72,7 +72,7 @@ class Sync:
         self._clock = clock
         self._idle_exit_s = idle_exit_s
         contact = state.contact
-        self._session = Session(contact.epoch, contact.lease_s, contact.lease_until)
+        self._session = Session(contact.epoch, contact.controller, contact.lease_s, contact.lease_until)
         self._seq = 0  # of the last request sent
         self._is_registered = False
         self._registering: asyncio.Task[None] | None = None
@@ -168,6 +168,7 @@ class Sync:
             incarnation=self._about.incarnation,
             seq=seq,
             known_epoch=self._session.epoch,
+            known_incarnation=self._session.controller,
             observed=attempts.observed(),
             resources=self._about.resources,
             wait_s=wait_s,
@@ -232,6 +233,7 @@ class Sync:
     async def _on_answer(self, answer: SyncWorkerResponse, heard: _Heard, attempts: Attempts) -> None:
         said = Answer(
             epoch=answer.controller_epoch,
+            controller=answer.controller_incarnation,
             lease_s=answer.lease_s,
             superseded=answer.superseded,
             reregister=answer.reregister,
@@ -257,10 +259,18 @@ class Sync:
 
     def _on_registered(self, answer: RegisterWorkerResponse, heard: _Heard) -> None:
         session = decide.on_registered(
-            self._session, epoch=answer.controller_epoch, lease_s=answer.lease_s, asked_at=heard.asked_at
+            self._session,
+            epoch=answer.controller_epoch,
+            controller=answer.controller_incarnation,
+            lease_s=answer.lease_s,
+            asked_at=heard.asked_at,
         )
         if session is None:
-            _log.warning("a controller of epoch %s is not obeyed", answer.controller_epoch)
+            _log.warning(
+                "a controller of epoch %s is not obeyed: this worker obeys another one, of epoch %s",
+                answer.controller_epoch,
+                self._session.epoch,
+            )
             self._session = decide.on_failure(self._session, now=self._clock())
             return
         self._session = session
@@ -287,7 +297,7 @@ class Sync:
     def _note_contact(self) -> None:
         self._complaints.succeeded()
         session = self._session
-        self._state.obey(session.epoch, session.lease_s, session.lease_until)
+        self._state.obey(session.epoch, session.controller, session.lease_s, session.lease_until)
 
     async def _leave(self, attempts: Attempts) -> None:
         if self._leaving_until is None:

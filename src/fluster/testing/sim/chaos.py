@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from fluster.cluster.ids import AllocationId
+from fluster.testing.sim.controller import Beside
 from fluster.testing.sim.machines import Machine
 
 if TYPE_CHECKING:
@@ -104,8 +105,13 @@ class Chaos:
 
     def _kill_controller(self) -> None:
         if (controller := self._sim.controller) is not None:
-            stale = self._chance.random() < self._sim.config.faults.stale_controllers
-            self._sim.kill_controller(controller, goes_on=stale)
+            faults, draw = self._sim.config.faults, self._chance.random()
+            if draw < faults.stale_controllers:
+                beside = Beside.REPLACED
+            else:
+                copied = draw < faults.stale_controllers + faults.copied_controllers
+                beside = Beside.COPY if copied else Beside.NOBODY
+            self._sim.kill_controller(controller, beside=beside)
 
     def _pause_controller(self) -> None:
         if self._sim.controller is not None:

@@ -17,6 +17,7 @@ class Faults:
         controller_kills, controller_pauses: The process is killed, or stands still.
         commit_kills: Chance that the controller is killed in a commit, before or after it is durable.
         stale_controllers: Chance that a controller that was replaced goes on on a copy of its state.
+        copied_controllers: Chance that a copy of a killed controller's state is started as often as the original.
         disk_full: The controller's disk is full for a while.
         machine_deaths, machine_reboots, machine_pauses, reclaims: Of machines; a reclaimed one is its backend's again.
         daemon_kills, daemon_pauses: Of worker daemons, whose attempts go on.
@@ -36,6 +37,7 @@ class Faults:
     controller_pauses: float = 3.0
     commit_kills: float = 0.0005
     stale_controllers: float = 0.3
+    copied_controllers: float = 0.2
     disk_full: float = 2.0
     machine_deaths: float = 4.0
     machine_reboots: float = 6.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -32,6 +33,16 @@ _MAX_IDLE_TURNS = 100
 """Turns that come to nothing within one second: a controller that spins."""
 
 
+class Beside(Enum):
+    """Who goes on beside the next controller, on a copy of the state that nobody else looks at."""
+
+    NOBODY = auto()
+    REPLACED = auto()
+    """The one before."""
+    COPY = auto()
+    """Another one: it was started as often as the next one, and has the same epoch."""
+
+
 class _Bell(Waiting[WorkerId]):
     """Takes the place of the futures that long polls wait for."""
 
@@ -47,7 +58,7 @@ class Controller:
     """One process.
 
     Attributes:
-        epoch: Of this start.
+        epoch, incarnation: Of this start.
         alive: Not killed yet.
         frozen: It stands still.
         calls: Requests that are not answered yet.
@@ -60,7 +71,7 @@ class Controller:
         self.alive = True
         self.frozen = False
         self.calls: dict[Call, None] = {}
-        self.epoch = store.begin_epoch()
+        self.epoch, self.incarnation = store.begin_epoch(), sim.new_id("c")
         self.workers, self.jobs = WorkerRpcs(self), JobRpcs(self)
         self._inbox: list[tuple[Event, Callable[[Answer], None]]] = []
         self._timer: Timer | None = None

@@ -43,7 +43,7 @@ class Daemon:
         self.frozen = False
         self.machine = machine
         self.incarnation = sim.new_id("i")
-        self.session = Session(disk.epoch, disk.lease_s, disk.lease_until)
+        self.session = Session(disk.epoch, disk.controller, disk.lease_s, disk.lease_until)
         self.sim = sim
         self.attempts = Attempts(self)
         self._seq = 0
@@ -187,6 +187,7 @@ class Daemon:
             incarnation=self.incarnation,
             seq=seq,
             known_epoch=session.epoch,
+            known_controller=session.controller,
             observed=self.attempts.observed(),
             wait_s=wait_s,
             desired_version=session.desired_version,
@@ -249,7 +250,13 @@ class Daemon:
     def _on_registered(self, answer: object, asked_at: float) -> None:
         self._registering = False
         if isinstance(answer, RegisterAnswer):
-            session = decide.on_registered(self.session, epoch=answer.epoch, lease_s=answer.lease_s, asked_at=asked_at)
+            session = decide.on_registered(
+                self.session,
+                epoch=answer.epoch,
+                controller=answer.controller,
+                lease_s=answer.lease_s,
+                asked_at=asked_at,
+            )
             if session is not None:
                 self.session, self._registered, self._refused = session, True, False
                 self.machine.disk.registered = True
@@ -263,4 +270,5 @@ class Daemon:
         disk.shim_lease_until = session.lease_until
         known = session.epoch == disk.epoch and session.lease_s == disk.lease_s
         if not known or session.lease_until - disk.lease_until >= session.lease_s / 10:
-            disk.epoch, disk.lease_s, disk.lease_until = session.epoch, session.lease_s, session.lease_until
+            disk.epoch, disk.controller = session.epoch, session.controller
+            disk.lease_s, disk.lease_until = session.lease_s, session.lease_until

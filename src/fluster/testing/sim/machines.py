@@ -34,7 +34,7 @@ class Disk:
     Attributes:
         credential: Hash of the worker's secret.
         registered: A controller has accepted it.
-        epoch, lease_s, lease_until, boot: Of the last answer obeyed.
+        epoch, controller, lease_s, lease_until, boot: Of the last answer obeyed.
         shim_lease_until: In the file that shims read.
         attempts: Directories, by uid.
     """
@@ -42,6 +42,7 @@ class Disk:
     credential: str
     registered: bool = False
     epoch: int = 0
+    controller: str = ""
     lease_s: float = 0.0
     lease_until: float = 0.0
     boot: int = 0

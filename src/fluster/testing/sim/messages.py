@@ -31,6 +31,7 @@ class RegisterAnswer:
     """What comes back."""
 
     epoch: int
+    controller: str
     lease_s: float
 
 
@@ -43,6 +44,7 @@ class SyncRequest:
     incarnation: str
     seq: int
     known_epoch: int
+    known_controller: str
     observed: tuple[Observed, ...]
     wait_s: float
     desired_version: int

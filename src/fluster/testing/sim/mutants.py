@@ -84,12 +84,19 @@ def _hurting(
 
 
 def _no_epoch_check() -> list[Patch]:
-    real = decide.on_answer
+    return [(decide, "may_command", lambda *_: True), (WorkerRpcs, "fence", lambda *_: None)]
 
-    def on_answer(session: decide.Session, answer: decide.Answer, **how: Any) -> Any:
-        return real(replace(session, epoch=min(session.epoch, answer.epoch)), answer, **how)
 
-    return [(decide, "on_answer", on_answer), (WorkerRpcs, "fence", lambda *_: None)]
+def _epochs_are_numbers() -> list[Patch]:
+    real = WorkerRpcs.fence
+
+    def may_command(session: decide.Session, epoch: int, _: str) -> bool:
+        return epoch >= session.epoch
+
+    def fence(self: WorkerRpcs, request: SyncRequest) -> object:
+        return real(self, replace(request, known_controller=self.incarnation))
+
+    return [(decide, "may_command", may_command), (WorkerRpcs, "fence", fence)]
 
 
 def _lease_from_the_answer() -> list[Patch]:
@@ -316,6 +323,11 @@ MUTANTS: dict[str, Mutant] = {
         "workers obey a controller that was replaced",
         _no_epoch_check,
         _hurting(replace(_KILLS, stale_controllers=1.0), _BUSY),
+    ),
+    "epochs-are-numbers": Mutant(
+        "workers obey a controller on a copy that was started equally often",
+        _epochs_are_numbers,
+        _hurting(replace(_KILLS, copied_controllers=1.0), _BUSY),
     ),
     "no-attempt-check": Mutant(
         "the end of one attempt is taken for the end of the next",

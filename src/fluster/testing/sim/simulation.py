@@ -19,7 +19,7 @@ from fluster.testing.sim.chaos import Chaos
 from fluster.testing.sim.clients import Clients
 from fluster.testing.sim.clock import START, Clock
 from fluster.testing.sim.config import CALM, Config
-from fluster.testing.sim.controller import Controller
+from fluster.testing.sim.controller import Beside, Controller
 from fluster.testing.sim.daemon import Daemon
 from fluster.testing.sim.effects import Effects
 from fluster.testing.sim.machines import Machine
@@ -206,16 +206,16 @@ class Simulation:
         if controller is self.controller and self._effects is not None:
             self._effects.ring()
 
-    def kill_controller(self, controller: Controller, *, goes_on: bool = False) -> None:
-        """It is killed; or it only was replaced and goes on, on a copy of its state that nobody else looks at."""
-        self.story.tell("ControllerReplaced" if goes_on else "ControllerKilled")
-        if goes_on and not controller.frozen:
+    def kill_controller(self, controller: Controller, *, beside: Beside = Beside.NOBODY) -> None:
+        """It is killed, or was only replaced."""
+        self.story.tell("ControllerKilled", text="" if beside is Beside.NOBODY else f"beside: {beside.name}")
+        if beside is Beside.COPY or (beside is Beside.REPLACED and not controller.frozen):
             self._end_stale()
             twin = self.store.fork()
             twin.full = False
-            self._stale = Controller(self, twin)
-            self._stale.epoch = controller.epoch
-            stale = self._stale
+            stale = self._stale = Controller(self, twin)
+            if beside is Beside.REPLACED:
+                stale.epoch, stale.incarnation = controller.epoch, controller.incarnation
             self.clock.after(_STALE_S, lambda: self._end_stale() if self._stale is stale else None)
         controller.die()
         self._controller_is_gone()
@@ -308,12 +308,19 @@ class Simulation:
 
         def arrives(call: Call) -> None:
             stale = self._stale
-            if stale is not None and request.known_epoch > stale.epoch and self._kills.random() < _STALE_SHARE:
+            if stale is not None and self._heeds_another(request, stale) and self._kills.random() < _STALE_SHARE:
                 stale.serve(call, lambda: stale.workers.sync(request, call))
             else:
                 self.route(call, lambda controller, call: controller.workers.sync(request, call))
 
         self.network.call(request.worker_id, arrives, done, deadline)
+
+    def _heeds_another(self, request: SyncRequest, stale: Controller) -> bool:
+        """Whether it has obeyed the newest controller: whoever has not yet may obey the stale one."""
+        newest = self.controller
+        if newest is None or request.known_controller != newest.incarnation:
+            return request.known_epoch > stale.epoch
+        return True
 
     def route(self, call: Call, handler: Callable[[Controller, Call], None]) -> None:
         """A request arrives where the controller listens, if one does."""

@@ -62,6 +62,11 @@ class WorkerRpcs:
             if (poll := self._held.get(worker_id)) is not None:
                 self._answer_poll(poll)
 
+    @property
+    def incarnation(self) -> str:
+        """Of the controller."""
+        return self._c.incarnation
+
     def known(self, worker_id: WorkerId) -> WorkerRow | None:
         """The worker, if there is one."""
         return self._c.state.workers.get(worker_id)
@@ -89,7 +94,7 @@ class WorkerRpcs:
             cgroup="v2",
             joined_by=joined_by,
         )
-        granted = RegisterAnswer(self._c.epoch, self._c.sim.settings.worker_lease_s)
+        granted = RegisterAnswer(self._c.epoch, self._c.incarnation, self._c.sim.settings.worker_lease_s)
         self._c.submit(
             event, lambda answer: self._c.answer(call, answer if isinstance(answer, FlusterError) else granted)
         )
@@ -126,6 +131,8 @@ class WorkerRpcs:
         """What is said to a worker that heeds another epoch; `None`: go on."""
         if request.known_epoch > self._c.epoch:
             return FailedPrecondition(f"this worker obeys epoch {request.known_epoch}")
+        if request.known_epoch == self._c.epoch and request.known_controller != self._c.incarnation:
+            return FailedPrecondition("this worker obeys another controller of this epoch")
         return self._head(reregister=True) if request.known_epoch < self._c.epoch else None
 
     def _folded(self, worker_id: WorkerId, request: SyncRequest, call: Call, answer: Answer) -> None:
@@ -187,7 +194,8 @@ class WorkerRpcs:
         key = superseded, reregister, leave, version
         head = self._heads.get(key)
         if head is None:
-            head = self._heads[key] = Head(self._c.epoch, self._c.sim.settings.worker_lease_s, *key)
+            lease_s = self._c.sim.settings.worker_lease_s
+            head = self._heads[key] = Head(self._c.epoch, self._c.incarnation, lease_s, *key)
         return head
 
     def _spec(self, state: State, attempt: AttemptRow) -> AttemptSpec:
