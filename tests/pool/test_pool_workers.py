@@ -109,7 +109,7 @@ def test_a_worker_whose_job_is_stopped_by_somebody_is_replaced(cluster: LocalClu
         until((tmp_path / "begun").exists)
         (tmp_path / "go").touch()
         assert future.result(timeout=9) > 0
-        assert sorted(jobs_of(cluster, "stopped-0")) == [JobStatus.RUNNING, JobStatus.STOPPED]
+        until(lambda: sorted(jobs_of(cluster, "stopped-0")) == [JobStatus.RUNNING, JobStatus.STOPPED])
 
 
 def test_a_forked_child_cannot_use_the_pool_and_harms_nothing(pool: WorkerPool) -> None:

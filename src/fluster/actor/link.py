@@ -30,6 +30,7 @@ from fluster.actor.protocol import (
     server_proof,
     socket_name,
 )
+from fluster.actor.spin import Spin
 
 CONNECT_TIMEOUT_S = 10.0
 _MAX_PIECES = 64
@@ -60,6 +61,7 @@ class Link:
         resumed: The server knew the session.
         known: Of the calls that were asked about, whether the server knows them.
         on_same_host: It is a Unix socket.
+        spin: Used by whoever reads.
     """
 
     def __init__(
@@ -84,6 +86,9 @@ class Link:
         self._slabs = Slabs() if self.on_same_host else None
         self._acknowledged = 0
         self._closed = False
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self.spin = Spin(self._poll.poll)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._rest: list[bytes | memoryview] = []  # of a frame that did not go out in time
@@ -101,8 +106,8 @@ class Link:
             frame = HEADER.pack(len(body), 0, kind, flags, call_id, number, left_ms) + body
             if left_ms:
                 self._send_in_time([frame], _until(left_ms), begun=False)
-            else:
-                self._sock.sendall(frame)
+            elif (sent := self._sock.send(frame)) < len(frame):
+                self._sock.sendall(frame[sent:])
 
     def cancel(self, call_id: int) -> None:
         """Says that nobody waits for a call any more, now or with the next frame: does not wait itself.
@@ -203,9 +208,7 @@ class Link:
 
     def readable_within(self, seconds: float) -> bool:
         """Whether something has come in time."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(max(0.0, seconds) * 1000))
+        return bool(self._poll.poll(max(0.0, seconds) * 1000))
 
     def hang_up(self, *, bye: bool = False) -> None:
         """Ends the connection; who reads or writes it notices. `bye`: nobody comes back for what is open."""

@@ -30,8 +30,13 @@ class NotRun(Exception):
 
 
 class Pending:
-    """A call that has no reply yet. What few calls need is set on those alone."""
+    """A call that has no reply yet. What few calls need is set on those alone.
 
+    Attributes:
+        is_plain: It is small, and the thread that made it reads its reply: nothing is to be freed, nobody to be woken.
+    """
+
+    is_plain = False
     sent = False
     done = False
     frame: Frame | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from fluster.actor.frames import Frame, TooLarge
 from fluster.actor.protocol import ProtocolError
+from fluster.actor.spin import Spin
 from fluster.errors import ResourceExhausted
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._spin = Spin(self._epoll.poll)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._peers: dict[int, Peer] = {}
@@ -164,7 +166,7 @@ class Reactor:
             self.flush()
             if lane.has_work or self._closed:
                 return True
-            self._poll()
+            self._heed(self._spin.wait() or self._epoll.poll())
             flushed_at = time.monotonic()
 
     def _take(self) -> tuple[Lane, Work] | None:
@@ -207,9 +209,9 @@ class Reactor:
         except OSError:
             pass
 
-    def _poll(self) -> None:
-        """Waits until something has come, and cuts it into frames."""
-        for descriptor, event in self._epoll.poll():
+    def _heed(self, events: list[tuple[int, int]]) -> None:
+        """Cuts what has come into frames."""
+        for descriptor, event in events:
             if descriptor == self._wake:
                 try:
                     os.eventfd_read(self._wake)
@@ -281,4 +283,4 @@ class Reactor:
                     return
                 self._leader = _SPARE
             self.flush()
-            self._poll()
+            self._heed(self._epoll.poll())

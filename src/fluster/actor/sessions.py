@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fluster.actor import pickled
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fluster.actor.lanes import Lane, LoopThread, Work
     from fluster.actor.memory import Slab
     from fluster.actor.peers import Peer
+
+_TARGET_BYTES = TARGET.size
 
 Resolve = Callable[[bytes], tuple[Hosted, Method]]
 """Gives the method that a target names; raises `ActorNotFound`, or an AttributeError that refuses it."""
@@ -112,7 +114,7 @@ class Session:
         if frame.kind == Kind.CALL:
             if frame.acknowledged != peer.acknowledged:
                 self._acknowledge(peer, frame.acknowledged)
-            return self._begin(peer, frame)
+            return self._begin(peer, frame, bool(frame.flags & Flag.STREAM))
         match frame.kind:
             case Kind.ACK:
                 self._acknowledge(peer, frame.acknowledged)
@@ -179,13 +181,11 @@ class Session:
             call.done = True
             call.reply = Message(Kind.ERROR, frame.call_id, pickled.dump_thrown(error))
 
-    def _begin(self, peer: Peer, frame: Frame) -> tuple[Lane, Work] | None:
+    def _begin(self, peer: Peer, frame: Frame, streams: bool) -> tuple[Lane, Work] | None:
+        call = Stream(self, frame) if streams else Call(self, frame)
         with self._lock:
-            known = self._calls.get(frame.call_id)
-            if known is not None or peer is not self.peer:
+            if peer is not self.peer or self._calls.setdefault(frame.call_id, call) is not call:
                 return None  # sent twice; its reply comes, or has been sent again
-            streams = bool(frame.flags & Flag.STREAM)
-            call = self._calls[frame.call_id] = (Stream if streams else Call)(self, frame)
         try:
             hosted, method = self._resolve(call.target())
             if method.streams is not streams:
@@ -264,7 +264,7 @@ class Call:
         self.hosted: Hosted
         self.method: Method
         self._body: bytes | memoryview | None = frame.body
-        self._buffers: list[memoryview] = frame.buffers
+        self._buffers: Sequence[memoryview] = frame.buffers
         self._borrows = bool(frame.buffers)
         self.slab: Slab | None = None
 
@@ -275,13 +275,11 @@ class Call:
             ProtocolError: The body is none of a call.
         """
         body = self._body
-        assert body is not None
-        if len(body) < TARGET.size:
+        if body is None or len(body) < _TARGET_BYTES:
             raise ProtocolError("a call without a target came")
-        (length,) = TARGET.unpack_from(body)
-        end = TARGET.size + length
+        end = _TARGET_BYTES + TARGET.unpack_from(body)[0]
         self._body = body[end:]
-        return bytes(body[TARGET.size : end])
+        return bytes(body[_TARGET_BYTES:end])
 
     def run(self) -> None:
         """Runs it in a lane's thread."""
@@ -365,21 +363,22 @@ class Call:
 
     def _prepared(self) -> tuple[Callable[..., Any], Any, Any]:
         body, buffers = self._body, self._buffers
-        self._drop_arguments()
+        self._body, self._buffers = None, ()
         assert body is not None
         try:
-            args, kwargs = pickled.load(body, buffers)
+            args, kwargs = pickle.loads(body, buffers=buffers)
         except Exception as error:
             raise RemoteError(
                 f"the arguments of {self.method.name} cannot be rebuilt in the actor: {type(error).__name__}: {error}"
             ) from error
-        if self.method.takes_context:
-            args = (self.hosted.context, *args)
-        CURRENT.set(self.hosted.context)
-        return getattr(self.hosted.actor, self.method.name), args, kwargs
+        hosted, method = self.hosted, self.method
+        if method.takes_context:
+            args = (hosted.context, *args)
+        CURRENT.set(hosted.context)
+        return getattr(hosted.actor, method.name), args, kwargs
 
     def _drop_arguments(self) -> None:
-        self._body, self._buffers = None, []
+        self._body, self._buffers = None, ()
 
     def _returned(self, value: Any) -> None:
         self._free_arguments()
