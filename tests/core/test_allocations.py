@@ -33,9 +33,9 @@ def test_the_pool_is_asked_for_once_and_by_names_of_its_own() -> None:
     scenario = Scenario(Settings(backend="local", pool=(SMALL, SMALL, LARGE)))
     scenario.turn()
     assert reconcile(scenario.state) == [
-        Allocate(AllocationId("local-0"), SMALL),
-        Allocate(AllocationId("local-1"), SMALL),
-        Allocate(AllocationId("local-2"), LARGE),
+        Allocate(AllocationId("local-0"), "local", SMALL),
+        Allocate(AllocationId("local-1"), "local", SMALL),
+        Allocate(AllocationId("local-2"), "local", LARGE),
     ]
     scenario.turn()
 
@@ -45,7 +45,7 @@ def test_the_pool_is_asked_for_once_and_by_names_of_its_own() -> None:
 def test_what_is_asked_for_is_asked_again_until_it_is_there() -> None:
     scenario = Scenario(Settings(backend="local", pool=(SMALL,)))
     scenario.turn()
-    assert reconcile(scenario.state) == reconcile(scenario.state) == [Allocate(AllocationId("local-0"), SMALL)]
+    assert reconcile(scenario.state) == reconcile(scenario.state) == [Allocate(AllocationId("local-0"), "local", SMALL)]
     scenario.apply(AllocationObserved(AllocationId("local-0"), AllocationStatus.READY, ("host",)))
 
     assert reconcile(scenario.state) == []
@@ -60,7 +60,7 @@ def test_a_machine_of_the_pool_that_is_gone_is_replaced() -> None:
     assert reconcile(scenario.state) == []
     scenario.turn()
 
-    assert reconcile(scenario.state) == [Allocate(AllocationId("local-0"), SMALL)]
+    assert reconcile(scenario.state) == [Allocate(AllocationId("local-0"), "local", SMALL)]
 
 
 def test_a_machine_that_is_being_given_back_is_replaced_under_another_name() -> None:
@@ -70,8 +70,8 @@ def test_a_machine_that_is_being_given_back_is_replaced_under_another_name() -> 
     scenario.turn()
 
     assert reconcile(scenario.state) == [
-        Release(AllocationId("local-0")),
-        Allocate(AllocationId("local-1"), SMALL),
+        Release(AllocationId("local-0"), "local"),
+        Allocate(AllocationId("local-1"), "local", SMALL),
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_machine_being_given_back_stays_so_whatever_its_backend_says(machine: 
 
     assert machine.state.allocations[M].status is AllocationStatus.RELEASING
     assert not machine.apply(AllocationUnwanted(M, "again"))
-    assert reconcile(machine.state) == [Release(M)]
+    assert reconcile(machine.state) == [Release(M, machine.state.allocations[M].backend)]
 
 
 def test_giving_a_machine_back_tells_its_workers(machine: Scenario) -> None:

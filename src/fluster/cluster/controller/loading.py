@@ -44,6 +44,7 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
     for allocation in loaded.allocations:
         if allocation.status is not AllocationStatus.GONE:
             state.allocations[allocation.allocation_id] = allocation
+            state.allocated_since[allocation.allocation_id] = now
     for endpoint in loaded.endpoints:
         index_endpoint(state, endpoint, now)
     if old is not None:
@@ -52,6 +53,9 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
         state.endpoint_seen.update({k: v for k, v in old.endpoint_seen.items() if k in state.endpoint_seen})
         told = (k for k, v in state.attempts.items() if v.stop_cause is not None and has_process(v))
         state.stopping_since.update({k: old.stopping_since[k] for k in told if k in old.stopping_since})
+        state.allocated_since.update({k: v for k, v in old.allocated_since.items() if k in state.allocations})
+        state.idle_since.update({k: v for k, v in old.idle_since.items() if k in state.allocations})
+        state.refusals.update(old.refusals)
         state.late_reports = old.late_reports
     return state
 

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,8 +40,8 @@ from fluster.rpc.serve import RpcServer, connect_options
 
 _log = logging.getLogger(__name__)
 
-MakeBackend = Callable[["Running"], VMBackend]
-"""Makes the backend once the controller's address is known."""
+MakeBackend = Callable[["Running"], VMBackend | Mapping[str, VMBackend]]
+"""Makes the backend once the controller's address is known; several come by the names that settings give them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,10 @@ class ControllerDaemon:
             f"http://{host}:{port}", epoch, state_dir.admin_token_file, config.state_dir, controller, failed
         )
         if self._make_backend is not None:
-            backend = self._make_backend(running)
-            stack.push_async_callback(backend.close)
-            effects = Effects(loop, backend)
+            backends = _by_name(self._make_backend(running), config.settings)
+            for backend in {id(each): each for each in backends.values()}.values():
+                stack.push_async_callback(backend.close)
+            effects = Effects(loop, backends)
             await self._background(stack, failed, "effects", effects.run())
         stack.callback(state_dir.note_ending)
         return running
@@ -207,6 +208,12 @@ def _application(controller: Controller) -> ControllerServiceASGIApplication:
     options = connect_options()
     options["interceptors"] = [*options["interceptors"], Authorization(controller)]
     return ControllerServiceASGIApplication(ControllerServicer(controller), **options)
+
+
+def _by_name(made: VMBackend | Mapping[str, VMBackend], settings: Settings) -> Mapping[str, VMBackend]:
+    if isinstance(made, Mapping):
+        return made
+    return dict.fromkeys([settings.backend, *(offer.backend for offer in settings.offers)], made)
 
 
 def is_loopback(host: str) -> bool:

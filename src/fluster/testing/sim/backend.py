@@ -26,34 +26,52 @@ class _Vm:
 
 
 class Backend:
-    """The cloud. It outlives controllers, and so does what a call of theirs has set going.
+    """The cloud, with all its zones. It outlives controllers, and so does what a call of theirs has set going.
 
     Attributes:
         faults: May be exchanged at any time.
         vms: Machines there are, by the id of their allocation.
     """
 
-    def __init__(self, clock: Clock, chance: random.Random, faults: Faults, story: Story) -> None:
+    def __init__(
+        self, clock: Clock, chance: random.Random, faults: Faults, story: Story, dry_zones: tuple[str, ...] = ()
+    ) -> None:
         self.faults = faults
         self.vms: dict[AllocationId, _Vm] = {}
         self._clock = clock
         self._chance = chance
         self._story = story
         self._serial = 0
+        self._dry = dry_zones
 
-    async def allocate(self, allocation_id: AllocationId, resources: Resources, make: MakeMachine) -> None:
+    async def allocate(self, allocation_id: AllocationId, zone: str, resources: Resources, make: MakeMachine) -> None:
         """Asks for a machine, which `make` makes and which is not started yet; the same id gives the same one."""
         await self._before("allocate", allocation_id)
         if allocation_id not in self.vms:
+            if zone in self._dry:
+                raise ResourceExhausted(f"zone {zone} has no machines")
+            if self._chance.random() < self.faults.late_machines:
+                self._create_later(allocation_id, resources, make)
+                raise Unreachable("the call timed out", address="cloud")
             if self._chance.random() < self.faults.stockouts:
                 raise ResourceExhausted("no such machines are left in this zone")
             self.create(allocation_id, make(allocation_id, resources))
         await self._after("allocate")
 
+    def _create_later(self, allocation_id: AllocationId, resources: Resources, make: MakeMachine) -> None:
+        def late() -> None:
+            if allocation_id not in self.vms:
+                self.create(allocation_id, make(allocation_id, resources))
+
+        self._clock.after(self._chance.uniform(5, 300), late)
+
     def create(self, allocation_id: AllocationId, machine: Machine) -> None:
         """The machine is being made."""
         self._serial += 1
         vm = self.vms[allocation_id] = _Vm(machine, VMStatus.STARTING, self._serial)
+        if self._chance.random() < self.faults.never_boots:
+            self._story.tell("VmCreated", worker=machine.name, text="never boots")
+            return
         slow = self._chance.random() < self.faults.slow_boots
         boot_s = self._chance.uniform(60, 400) if slow else self._chance.uniform(3, 30)
         self._story.tell("VmCreated", worker=machine.name, text=f"boots in {boot_s:.0f} s")
@@ -87,6 +105,11 @@ class Backend:
         """How the machine stands, at once."""
         vm = self.vms.get(allocation_id)
         return VMStatus.GONE if vm is None else vm.status
+
+    async def list_vms(self) -> list[AllocationId]:
+        """Every machine there is."""
+        await sleep(self._clock, 0.1)
+        return sorted(self.vms)
 
     async def release(self, allocation_id: AllocationId) -> None:
         """Gives the machine back; returns when nothing of it is left."""

@@ -131,7 +131,8 @@ class Chaos:
     # Machines
 
     def _machine(self) -> Machine:
-        return self._chance.choice([self._sim.machines[name] for name in sorted(self._sim.machines)])
+        there = [self._sim.machines[name] for name in sorted(self._sim.machines)]
+        return self._chance.choice([machine for machine in there if not machine.gone])
 
     def _kill_machine(self) -> None:
         """For good, or until somebody presses the button."""

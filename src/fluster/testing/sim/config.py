@@ -22,7 +22,8 @@ class Faults:
         machine_deaths, machine_reboots, machine_pauses, reclaims: Of machines; a reclaimed one is its backend's again.
         daemon_kills, daemon_pauses: Of worker daemons, whose attempts go on.
         stockouts, backend_errors: Chances of a call to the backend; an error comes before or after the effect.
-        slow_boots: Chance of an allocation.
+        slow_boots, never_boots: Chances of an allocation.
+        late_machines: Chance of a call to the backend that fails, and yet gives a machine a while later.
         pause_s: Mean of pauses and of how long killed daemons stay away.
         controller_away_s: Mean of how long a killed controller stays away.
     """
@@ -48,6 +49,8 @@ class Faults:
     stockouts: float = 0.1
     backend_errors: float = 0.1
     slow_boots: float = 0.1
+    never_boots: float = 0.02
+    late_machines: float = 0.02
     pause_s: float = 15.0
     controller_away_s: float = 5.0
 
@@ -89,6 +92,9 @@ class Config:
         seed: Decides everything that is left to chance.
         seconds: Of simulated time with faults; then faults stop, and everything has to end.
         workers: Half of them are held by the backend, the others were started by hand.
+            Each of two zones gives a quarter as many when there is demand.
+        only_on_demand: There is nothing but those, half as many from each zone as `workers` says.
+        dry_zones: Those that never have a machine to give.
         lease_s: Of workers; `None`: the seed chooses.
         calm_s: Within so much simulated time after the faults everything has ended.
     """
@@ -96,6 +102,8 @@ class Config:
     seed: int = 0
     seconds: float = 600.0
     workers: int = 10
+    only_on_demand: bool = False
+    dry_zones: tuple[str, ...] = ()
     lease_s: float | None = None
     faults: Faults = field(default_factory=Faults)
     work: Work = field(default_factory=Work)

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from fluster.cluster.controller import sync as real_sync
 from fluster.cluster.controller import turns
-from fluster.cluster.controller.core import attempts, gangs, placing, reconcile, workers
+from fluster.cluster.controller.core import attempts, demand, gangs, placing, reconcile, workers
 from fluster.cluster.controller.core.capacity import Room
 from fluster.cluster.controller.core.events import AllocationWanted, Exit, WorkerSynced
 from fluster.cluster.controller.core.fold import Fold
@@ -35,6 +35,7 @@ from fluster.cluster.ids import AllocationId, WorkerId
 from fluster.cluster.worker import decide
 from fluster.testing.sim import loading
 from fluster.testing.sim.config import CALM, Config, Faults, Work
+from fluster.testing.sim.effects import Effects
 from fluster.testing.sim.messages import SyncRequest
 from fluster.testing.sim.network import Call
 from fluster.testing.sim.simulation import Simulation
@@ -46,6 +47,8 @@ Patch = tuple[object, str, Any]
 _DAEMONS = replace(CALM, cuts=40, cut_s=90, daemon_kills=120, machine_reboots=20, pause_s=5.0)
 _CUTS = replace(CALM, cuts=200, cut_s=90)
 _KILLS = replace(CALM, controller_kills=60, controller_away_s=2.0)
+_NEVER_BOOTS = replace(CALM, never_boots=0.3)
+_ON_DEMAND = Config(seconds=600.0, workers=8, only_on_demand=True, lease_s=30.0, faults=CALM, work=Work(jobs=60))
 _BUSY = Work(jobs=600, run_s=60)
 _STEADY = Work(jobs=300, bursts=0, run_s=60)
 _FAILING = Work(jobs=600, run_s=10, failures=0.5)
@@ -245,6 +248,37 @@ def _intent_after_effect() -> list[Patch]:
     ]
 
 
+# The core: machines that come with demand
+
+
+def _stockout_not_passed_on() -> list[Patch]:
+    real = demand.tasks_of
+    return [(demand, "tasks_of", lambda job, offer: real(job, offer) if offer.backend == "zone-a" else 0)]
+
+
+def _never_given_up() -> list[Patch]:
+    return [(reconcile, "_came_to_nothing", lambda *_: [])]
+
+
+def _never_given_back() -> list[Patch]:
+    return [(reconcile, "_idle", lambda *_: [])]
+
+
+def _idle_while_it_works() -> list[Patch]:
+    return [(reconcile, "_idle_s", lambda state, row, now: now - state.allocated_since.get(row.allocation_id, now))]
+
+
+def _coming_machines_not_counted() -> list[Patch]:
+    return [(demand, "missing_hosts", lambda *_: 0), (demand._DryRun, "add", lambda *_: [])]
+
+
+def _strays_kept() -> list[Patch]:
+    async def sweep(self: Effects) -> None:
+        pass
+
+    return [(Effects, "_sweep", sweep)]
+
+
 # The core: gangs, ends, charges
 
 
@@ -345,7 +379,9 @@ MUTANTS: dict[str, Mutant] = {
         _hurting(replace(CALM, slow=0.3, slow_s=2.0, duplicates=0.1), _BUSY),
     ),
     "lease-from-the-answer": Mutant(
-        "a lease is counted from its answer", _lease_from_the_answer, _hurting(_CUTS, _BUSY, lease_s=60.0)
+        "a lease is counted from its answer",
+        _lease_from_the_answer,
+        _hurting(replace(_CUTS, cuts=400), _BUSY, lease_s=60.0),
     ),
     "lease-never-ends": Mutant("a worker goes on without a lease", _lease_never_ends, _hurting(_CUTS, _BUSY)),
     "lease-not-granted-anew": Mutant(
@@ -369,6 +405,24 @@ MUTANTS: dict[str, Mutant] = {
         "machines are asked for before that is committed",
         _intent_after_effect,
         _hurting(replace(CALM, reclaims=120, commit_kills=0.2, controller_away_s=1.0), Work(jobs=60, bursts=0)),
+    ),
+    "stockout-not-passed-on": Mutant(
+        "a zone that has no machines is asked for ever",
+        _stockout_not_passed_on,
+        replace(_ON_DEMAND, seconds=120.0, calm_s=600.0, dry_zones=("zone-a",)),
+    ),
+    "never-given-up": Mutant(
+        "a machine that never starts is waited for", _never_given_up, replace(_ON_DEMAND, faults=_NEVER_BOOTS)
+    ),
+    "never-given-back": Mutant("machines that nobody needs are kept", _never_given_back, _ON_DEMAND),
+    "idle-while-it-works": Mutant("a machine with work is given back as idle", _idle_while_it_works, _ON_DEMAND),
+    "coming-machines-not-counted": Mutant(
+        "machines are asked for again while they start", _coming_machines_not_counted, _ON_DEMAND
+    ),
+    "strays-kept": Mutant(
+        "machines that no row knows are kept",
+        _strays_kept,
+        replace(_ON_DEMAND, calm_s=1_500.0, faults=replace(CALM, late_machines=0.5, stockouts=0.5)),
     ),
     "gang-in-part": Mutant(
         "a gang is placed in part", _gang_in_part, _hurting(CALM, Work(bursts=20, burst=30, run_s=20))

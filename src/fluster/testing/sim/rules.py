@@ -23,7 +23,7 @@ from fluster.cluster.controller.core.rows import (
 )
 from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.controller.core.workers import lease_end
-from fluster.cluster.ids import AttemptUid, EndpointId, JobId, WorkerId
+from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, WorkerId
 from fluster.cluster.states import Cause, JobStatus, TaskState, WorkerStatus
 from fluster.testing.sim import loading
 from fluster.testing.sim.store import MemoryStore
@@ -75,6 +75,7 @@ class Rules:
         self._children: defaultdict[JobId, list[JobId]] = defaultdict(list)
         self._held: defaultdict[WorkerId, dict[AttemptUid, None]] = defaultdict(dict)
         self._endpoints: defaultdict[AttemptUid, dict[EndpointId, None]] = defaultdict(dict)
+        self._offered: defaultdict[str, dict[AllocationId, None]] = defaultdict(dict)
 
     def before(self, changes: Changes) -> None:
         """What a commit may not write."""
@@ -181,6 +182,20 @@ class Rules:
         name = str(row.allocation_id)
         if before is not row.status and not any(line.message.split(":")[0] == name for line in told):
             raise InvariantBroken("the journal explains every transition", f"{old} became {row}", worker=name)
+        held = self._held[WorkerId(name)]
+        if held and before is not row.status and any(f"{name}: idle" in line.message for line in told):
+            raise InvariantBroken("machines with work are not idle", f"{name} has {[*held]}", worker=name)
+        self._offers_hold(row)
+
+    def _offers_hold(self, row: AllocationRow) -> None:
+        there = self._offered[row.backend]
+        if row.status is AllocationStatus.GONE:
+            there.pop(row.allocation_id, None)
+        else:
+            there[row.allocation_id] = None
+        for offer in self._sim.settings.offers:
+            if offer.backend == row.backend and len(there) > offer.at_most:
+                raise InvariantBroken("no more machines than an offer has", f"{[*there]}", worker=row.allocation_id)
 
     # Together
 
@@ -303,6 +318,8 @@ def check_quiet(sim: Simulation) -> None:
     for row in state.allocations.values():
         if row.status is not AllocationStatus.READY or row.allocation_id not in sim.backend.vms:
             raise InvariantBroken("no record without its machine", f"{row}", worker=row.allocation_id)
+        if state.offer_of(row) is not None:
+            raise InvariantBroken("machines that nobody needs are given back", f"{row}", worker=row.allocation_id)
     for allocation_id in sim.backend.vms:
         if allocation_id not in state.allocations:
             raise InvariantBroken("no machine without its record", allocation_id, worker=allocation_id)

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from fluster.cluster.controller.core.events import TokenCreated, WorkerSynced
-from fluster.cluster.controller.core.rows import Changes, RequestRow, Resources, TokenRow
+from fluster.cluster.controller.core.rows import Changes, Offer, RequestRow, Resources, TokenRow
 from fluster.cluster.controller.core.state import Settings, State
 from fluster.cluster.controller.core.transitions import apply
 from fluster.cluster.ids import AllocationId, WorkerId
@@ -40,6 +40,7 @@ _OLD_NEWS = 0.0005
 _STALE_S = 40.0
 _STALE_SHARE = 0.3
 _LEASES_S = (30.0, 60.0, 300.0)
+ZONES = ("zone-a", "zone-b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,10 @@ class Simulation:
         self.chance = self._chance("daemons")
         lease_s = config.lease_s or self._chance("settings").choice(_LEASES_S)
         kinds = (Resources(4000, 16 * GB, slots=10), Resources(8000, 32 * GB, slots=10))
-        held = [kinds[number % 2] for number in range(config.workers // 2)]
-        self.settings = Settings(worker_lease_s=lease_s, backend="vm", pool=tuple(held))
+        self.settings = _settings(config, lease_s, kinds)
         self.truth = Truth(self.story)
         self.network = Network(self.clock, self._chance("network"), config.faults)
-        self.backend = Backend(self.clock, self._chance("backend"), config.faults, self.story)
+        self.backend = Backend(self.clock, self._chance("backend"), config.faults, self.story, config.dry_zones)
         self.store = MemoryStore()
         self.rules = Rules(self, self.store)
         self.store.before_commit, self.store.after_commit = self._before_commit, self._after_commit
@@ -105,8 +105,8 @@ class Simulation:
         self._ids = 0
         self._start_controller()
         self._make_token()
-        for number in range(config.workers - len(held)):
-            self.new_machine(f"hand-{number}", kinds[number % 2]).start()
+        for number, resources in enumerate(_by_hand(config, kinds)):
+            self.new_machine(f"hand-{number}", resources).start()
         self._chaos = Chaos(self, self._chance("chaos"))
         self.clock.after(_LOOK_S, self._look_at_everything)
 
@@ -329,6 +329,26 @@ class Simulation:
             call.answer(refused())
         else:
             controller.serve(call, lambda: handler(controller, call))
+
+
+def _settings(config: Config, lease_s: float, kinds: tuple[Resources, ...]) -> Settings:
+    number = config.workers // 2
+    held = () if config.only_on_demand else tuple(kinds[n % 2] for n in range(number))
+    more = number if config.only_on_demand else number // 2
+    return Settings(
+        worker_lease_s=lease_s,
+        start_timeout_s=450.0,
+        idle_release_s=90.0,
+        backend="vm",
+        pool=held,
+        offers=tuple(Offer(zone, kinds[1], at_most=more) for zone in ZONES),
+    )
+
+
+def _by_hand(config: Config, kinds: tuple[Resources, ...]) -> list[Resources]:
+    if config.only_on_demand:
+        return [Resources(cpu_milli=1)]  # too small for any job; faults need a machine that is always there
+    return [kinds[n % 2] for n in range(config.workers - config.workers // 2)]
 
 
 def simulate(config: Config) -> Result:

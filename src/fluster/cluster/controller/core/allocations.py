@@ -1,13 +1,19 @@
-"""Allocations: wanted, observed, given back."""
+"""Allocations: wanted, observed, refused, idle, given back."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from fluster.cluster.controller.core import workers
-from fluster.cluster.controller.core.events import AllocationObserved, AllocationUnwanted, AllocationWanted
+from fluster.cluster.controller.core.events import (
+    AllocationObserved,
+    AllocationRefused,
+    AllocationUnwanted,
+    AllocationWanted,
+)
 from fluster.cluster.controller.core.fold import Fold
 from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus
+from fluster.cluster.controller.core.state import Refusal
 from fluster.cluster.states import WorkerStatus
 
 
@@ -24,10 +30,37 @@ def unwant(fold: Fold, event: AllocationUnwanted) -> None:
     row = fold.state.allocations.get(event.allocation_id)
     if row is None or row.status is AllocationStatus.RELEASING:
         return
+    if event.came_to_nothing:
+        _note_refusal(fold, row.backend, event.reason)
+    _give_back(fold, row, event.reason)
+
+
+def _give_back(fold: Fold, row: AllocationRow, reason: str) -> None:
     fold.put_allocation(replace(row, status=AllocationStatus.RELEASING))
-    fold.journal("AllocationReleased", message=f"{event.allocation_id}: {event.reason}")
-    for worker in fold.state.workers_of(event.allocation_id):
+    fold.journal("AllocationReleased", message=f"{row.allocation_id}: {reason}")
+    for worker in fold.state.workers_of(row.allocation_id):
         fold.changes.touched_workers.add(worker.worker_id)
+
+
+def refuse(fold: Fold, event: AllocationRefused) -> None:
+    """There are no such machines now. An offer's are looked for elsewhere, the pool's are asked for again."""
+    row = fold.state.allocations.get(event.allocation_id)
+    if row is None or row.status is not AllocationStatus.REQUESTED:
+        return
+    if fold.state.offer_of(row) is None:
+        observe(fold, AllocationObserved(event.allocation_id, AllocationStatus.REQUESTED, error=event.error))
+        return
+    _note_refusal(fold, row.backend, event.error)
+    # Given back although none was granted: whether an earlier try had come through is not known.
+    _give_back(fold, replace(row, error=event.error), f"{row.backend} gave none: {event.error}")
+
+
+def _note_refusal(fold: Fold, backend: str, error: str) -> None:
+    settings, before = fold.state.settings, fold.state.refusals.get(backend)
+    # Several asked for at one moment and refused together are one refusal.
+    times = 1 if before is None else before.times + (fold.now >= before.until)
+    pause = min(settings.refusal_backoff_s * 2 ** min(times - 1, 30), settings.max_refusal_backoff_s)
+    fold.state.refusals[backend] = Refusal(error, times, fold.now + pause)
 
 
 def observe(fold: Fold, event: AllocationObserved) -> None:
@@ -48,3 +81,18 @@ def observe(fold: Fold, event: AllocationObserved) -> None:
     if status is AllocationStatus.GONE:
         for worker in fold.state.workers_of(event.allocation_id):
             workers.lose(fold, worker, WorkerStatus.GONE, f"its machine {event.allocation_id} is gone")
+
+
+def note_idle(fold: Fold) -> None:
+    """Notes since when nothing runs on the machines of offers; whatever is placed there meanwhile ends that."""
+    state = fold.state
+    if not state.settings.offers:
+        return
+    # A worker that is gone may still hold what has ended there and waits for the rest of its gang.
+    workers_with_work = (state.workers.get(worker_id) for worker_id, held in state.held.items() if held)
+    busy = {worker.allocation_id for worker in workers_with_work if worker is not None}
+    for row in state.allocations.values():
+        if row.status is AllocationStatus.READY and row.allocation_id not in busy:
+            state.idle_since.setdefault(row.allocation_id, fold.now)
+        else:
+            state.idle_since.pop(row.allocation_id, None)

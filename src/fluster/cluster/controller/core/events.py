@@ -125,10 +125,14 @@ class AllocationWanted:
 
 @dataclass(frozen=True, slots=True)
 class AllocationUnwanted:
-    """The core decided that machines are to be given back: the intent, before the effect."""
+    """The core decided that machines are to be given back: the intent, before the effect.
+
+    `came_to_nothing`: they never started, or never joined.
+    """
 
     allocation_id: AllocationId
     reason: str
+    came_to_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,14 @@ class AllocationObserved:
     status: AllocationStatus
     hosts: tuple[str, ...] = ()
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRefused:
+    """The backend has no such machines to give now: a stockout, a quota."""
+
+    allocation_id: AllocationId
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +206,7 @@ Event = (
     | AllocationWanted
     | AllocationUnwanted
     | AllocationObserved
+    | AllocationRefused
     | TokenCreated
     | TokenRevoked
     | GangPlaced

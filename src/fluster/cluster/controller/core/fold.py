@@ -96,6 +96,8 @@ class Fold:
             self.state.stopping_since.setdefault(attempt.uid, self.now)
         else:
             self.state.stopping_since.pop(attempt.uid, None)
+        if self.state.idle_since and (worker := self.state.workers.get(attempt.worker_id)) is not None:
+            self.state.idle_since.pop(worker.allocation_id, None)
         self.note(attempt.uid, attempt)
         self.changes.touched_workers.add(attempt.worker_id)
 
@@ -107,11 +109,16 @@ class Fold:
 
     def put_allocation(self, allocation: AllocationRow) -> None:
         """Writes an allocation; one that is gone is forgotten."""
+        state, allocation_id = self.state, allocation.allocation_id
+        old = state.allocations.get(allocation_id)
         if allocation.status is AllocationStatus.GONE:
-            self.state.allocations.pop(allocation.allocation_id, None)
+            for index in (state.allocations, state.allocated_since, state.idle_since):
+                index.pop(allocation_id, None)
         else:
-            self.state.allocations[allocation.allocation_id] = allocation
-        self.note(allocation.allocation_id, allocation)
+            state.allocations[allocation_id] = allocation
+            if old is None or old.status is not allocation.status:
+                state.allocated_since[allocation_id] = self.now
+        self.note(allocation_id, allocation)
 
     def put_endpoint(self, endpoint: EndpointRow) -> None:
         """Publishes an endpoint."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from fluster.cluster.controller.core.demand import COMING, demand, missing_hosts
 from fluster.cluster.controller.core.events import AllocationUnwanted, AllocationWanted
-from fluster.cluster.controller.core.rows import AllocationStatus, Resources, WorkerRow
+from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
 from fluster.cluster.states import WorkerStatus
@@ -17,6 +18,7 @@ class Allocate:
     """Ask the backend for machines; the same id gives the same machines."""
 
     allocation_id: AllocationId
+    backend: str
     resources: Resources
 
 
@@ -25,30 +27,33 @@ class Release:
     """Give machines back."""
 
     allocation_id: AllocationId
+    backend: str
 
 
 Action = Allocate | Release
 
-_HELD = (AllocationStatus.REQUESTED, AllocationStatus.READY)
+Intent = AllocationWanted | AllocationUnwanted
 
 
-def intents(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
+def intents(state: State, now: float) -> list[Intent]:
     """What is to be decided about machines: committed as events before anything is done about it."""
-    found: list[AllocationWanted | AllocationUnwanted] = list(_silent(state, now))
-    unwanted = {intent.allocation_id for intent in found}
-    held = [
-        row.resources for row in state.allocations.values() if row.status in _HELD and row.allocation_id not in unwanted
-    ]
-    for resources in _lacking(state, held):
-        taken = {*state.allocations, *(intent.allocation_id for intent in found)}
-        name = _free_name(state.settings.backend, taken)
-        found.append(AllocationWanted(name, state.settings.backend, resources))
+    given_back = [*_silent(state, now), *_came_to_nothing(state, now)]
+    lacking = demand(state, now)
+    given_back += _idle(state, now, lacking.wanted)
+    unwanted = {intent.allocation_id for intent in given_back}
+    found: list[Intent] = [*given_back]
+    taken = set(state.allocations)
+    for resources in _lacking(state, now, unwanted):
+        found.append(AllocationWanted(_free_name(state.settings.backend, taken), state.settings.backend, resources))
+        taken.add(found[-1].allocation_id)
+    for number, offer in enumerate(lacking.asked):
+        found.append(AllocationWanted(_new_name(offer.backend, now, number), offer.backend, offer.resources))
     return found
 
 
-def _silent(state: State, now: float) -> list[AllocationWanted | AllocationUnwanted]:
+def _silent(state: State, now: float) -> list[AllocationUnwanted]:
     limit = state.settings.silent_release_s
-    found: list[AllocationWanted | AllocationUnwanted] = []
+    found: list[AllocationUnwanted] = []
     if now - min(state.last_seen.values(), default=now) <= limit:
         return found  # as in almost every turn
     by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
@@ -64,7 +69,49 @@ def _silent(state: State, now: float) -> list[AllocationWanted | AllocationUnwan
     return found
 
 
-def _lacking(state: State, held: list[Resources]) -> list[Resources]:
+def _came_to_nothing(state: State, now: float) -> list[AllocationUnwanted]:
+    """Machines that never started, and those whose workers never joined: others are tried in their place."""
+    found: list[AllocationUnwanted] = []
+    settings = state.settings
+    for row in state.allocations.values():
+        waited_s = now - state.allocated_since.get(row.allocation_id, now)
+        if row.status is AllocationStatus.REQUESTED and waited_s > settings.start_timeout_s:
+            why = f"it did not start within {settings.start_timeout_s:g} s" + (f": {row.error}" if row.error else "")
+        elif row.status is AllocationStatus.READY and waited_s > settings.join_timeout_s and missing_hosts(state, row):
+            why = f"it started, but its worker did not join within {settings.join_timeout_s:g} s"
+        else:
+            continue
+        found.append(AllocationUnwanted(row.allocation_id, why, came_to_nothing=True))
+    return found
+
+
+def _idle(state: State, now: float, wanted: set[AllocationId]) -> list[AllocationUnwanted]:
+    """Machines of offers that nobody needs any more, beyond what each offer keeps."""
+    settings = state.settings
+    found: list[AllocationUnwanted] = []
+    for offer in settings.offers:
+        there = [row for row in state.allocations.values() if offer.made(row) and row.status in COMING]
+        spare = len(there) - offer.at_least
+        idle = [row.allocation_id for row in there if _idle_s(state, row, now) >= settings.idle_release_s]
+        for allocation_id in [each for each in idle if each not in wanted][: max(0, spare)]:
+            found.append(AllocationUnwanted(allocation_id, f"idle for {settings.idle_release_s:g} s"))
+    return found
+
+
+def _idle_s(state: State, row: AllocationRow, now: float) -> float:
+    return now - state.idle_since.get(row.allocation_id, now)
+
+
+def _lacking(state: State, now: float, unwanted: set[AllocationId]) -> list[Resources]:
+    """What the pool is short of."""
+    refusal = state.refusals.get(state.settings.backend)
+    if refusal is not None and now < refusal.until:
+        return []
+    held = [
+        row.resources
+        for row in state.allocations.values()
+        if row.status in COMING and row.allocation_id not in unwanted and row.backend == state.settings.backend
+    ]
     lacking = []
     for resources in state.settings.pool:
         if resources in held:
@@ -81,12 +128,17 @@ def _free_name(backend: str, taken: set[AllocationId]) -> AllocationId:
     return name
 
 
+def _new_name(backend: str, now: float, number: int) -> AllocationId:
+    """One that no machine ever had: a cloud may still be busy with the last one of the same name."""
+    return AllocationId(f"{backend}-{round(now * 1000):x}-{number}")
+
+
 def reconcile(state: State) -> list[Action]:
     """Actions that bring the world to what the rows say."""
     actions: list[Action] = []
     for row in state.allocations.values():
         if row.status is AllocationStatus.REQUESTED:
-            actions.append(Allocate(row.allocation_id, row.resources))
+            actions.append(Allocate(row.allocation_id, row.backend, row.resources))
         elif row.status is AllocationStatus.RELEASING:
-            actions.append(Release(row.allocation_id))
+            actions.append(Release(row.allocation_id, row.backend))
     return actions

@@ -211,6 +211,29 @@ class AllocationRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """Machines of one kind that may be asked for when there is demand. Not a row: told at the start.
+
+    Attributes:
+        backend: Name of who provides them; each zone has one of its own.
+        resources: Of one host.
+        hosts: Of one allocation; more than 1 for a slice.
+        at_least: Allocations kept also while idle.
+        at_most: Allocations there may be at one time.
+    """
+
+    backend: str
+    resources: Resources
+    hosts: int = 1
+    at_least: int = 0
+    at_most: int = 1
+
+    def made(self, row: AllocationRow) -> bool:
+        """Whether this allocation was asked for by this offer."""
+        return row.backend == self.backend and row.resources == self.resources
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointRow:
     """name -> address. Owned by an attempt, or (attempt_uid None) kept by a lease that is not stored."""
 

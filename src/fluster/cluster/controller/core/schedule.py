@@ -12,13 +12,14 @@ from operator import attrgetter
 
 from fluster.cluster.controller.core.events import GangPlaced
 from fluster.cluster.controller.core.hold import Hold
+from fluster.cluster.controller.core.outlook import outlook
 from fluster.cluster.controller.core.placing import Placing
 from fluster.cluster.controller.core.rows import JobRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import TaskState
 
-_Gang = tuple[JobRow, range, float]
+Gang = tuple[JobRow, range, float]
 """A job, the tasks of one of its gangs, and the end of its backoff."""
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
@@ -62,7 +63,7 @@ class Decision:
 def schedule(state: State, now: float) -> Decision:
     """Decides what to place. Reads the state, alters nothing."""
     decision = Decision()
-    queue = _queue(state)
+    queue = waiting_gangs(state)
     if not queue:
         return decision
     placing = Placing(state, now)
@@ -79,17 +80,18 @@ def schedule(state: State, now: float) -> Decision:
             placing.hold_back(job, tasks, position)
             refused.setdefault(job.job_id, (len(tasks), position))
     # Explained last, so that the numbers are those that this pass leaves behind.
+    about_machines = outlook(state, now) if refused else ""
     for job_id, (count, position) in refused.items():
         if job_id not in decision.waiting:
             why = placing.explain(state.jobs[job_id], count, position)
-            decision.waiting[job_id] = Waiting(why.text, why.would_fit, position)
+            decision.waiting[job_id] = Waiting(why.text + about_machines, why.would_fit, position)
     if placing.hold is not None:
         decision.hold = placing.hold
         decision.look_again(placing.hold.until)
     return decision
 
 
-def _queue(state: State) -> list[_Gang]:
+def waiting_gangs(state: State) -> list[Gang]:
     """Gangs that wait, in the order in which they are looked at."""
     jobs = [
         job
@@ -100,7 +102,7 @@ def _queue(state: State) -> list[_Gang]:
     ]
     jobs.sort(key=_age)
     jobs.sort(key=_priority, reverse=True)
-    found: list[_Gang] = []
+    found: list[Gang] = []
     for job in jobs:
         tasks = state.tasks[job.job_id]
         if job.gang:

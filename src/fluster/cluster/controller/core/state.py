@@ -16,6 +16,7 @@ from fluster.cluster.controller.core.rows import (
     AttemptRow,
     EndpointRow,
     JobRow,
+    Offer,
     Resources,
     TaskRow,
     TokenRow,
@@ -37,19 +38,47 @@ class Settings:
         stop_grace_s: SIGTERM to SIGKILL.
         lease_margin_s: Beyond lease and grace, for what clocks and kernels take.
         silent_release_s: An allocation that is silent so long is released, which proves its death.
+        start_timeout_s: A machine that has not started within it is given up, and another one tried.
+        join_timeout_s: Likewise for one that has started and whose workers have not joined.
+        idle_release_s: A machine of an offer on which nothing ran for so long, and which nobody waits for, is given
+            back.
+        refusal_backoff_s: A backend that had no machine, or one that was given up, is not asked for so long; then for
+            twice as long, up to `max_refusal_backoff_s`.
+        backend: Who provides `pool`.
         pool: Allocations to hold at all times, by size.
+        offers: What may be asked for when that is not enough, in order of preference; none of `backend`.
     """
 
     worker_lease_s: float = 300.0
     stop_grace_s: float = 10.0
     lease_margin_s: float = 5.0
     silent_release_s: float = 60.0
+    start_timeout_s: float = 600.0
+    join_timeout_s: float = 300.0
+    idle_release_s: float = 300.0
+    refusal_backoff_s: float = 10.0
+    max_refusal_backoff_s: float = 300.0
     endpoint_lease_s: float = 60.0
     max_depth: int = 32
     max_endpoints_per_job: int = 10_000
     max_unfinished_jobs: int = 1_000_000
     backend: str = "none"
     pool: tuple[Resources, ...] = ()
+    offers: tuple[Offer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A backend had no machine to give, or one that came to nothing.
+
+    Attributes:
+        times: In a row.
+        until: It is not asked again before.
+    """
+
+    error: str
+    times: int
+    until: float
 
 
 @dataclass(slots=True)
@@ -68,6 +97,9 @@ class State:
         last_words: When the incarnation before was last heard of, until the new one tells what it holds.
         endpoint_seen: When each leased endpoint was last renewed.
         stopping_since: When each attempt that is to stop was told so; not known of those from before a restart.
+        allocated_since: When each allocation came into its status; since the start at most.
+        idle_since: Since when nothing runs on each allocation of an offer.
+        refusals: Of backends, by name.
         waiting: Why each waiting job waits, as the last `schedule` found.
         hold: What the last `schedule` held back, to go on with.
         late_reports: Reports of attempts that had ended before: they change nothing.
@@ -97,6 +129,9 @@ class State:
     last_words: dict[WorkerId, float] = field(default_factory=dict)
     endpoint_seen: dict[EndpointId, float] = field(default_factory=dict)
     stopping_since: dict[AttemptUid, float] = field(default_factory=dict)
+    allocated_since: dict[AllocationId, float] = field(default_factory=dict)
+    idle_since: dict[AllocationId, float] = field(default_factory=dict)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
     waiting: dict[JobId, str] = field(default_factory=dict)
     hold: object = None
     late_reports: int = 0
@@ -142,6 +177,10 @@ class State:
             return False
         allocation = self.allocations.get(worker.allocation_id)
         return allocation is None or allocation.status is AllocationStatus.RELEASING
+
+    def offer_of(self, row: AllocationRow) -> Offer | None:
+        """The offer an allocation was asked for by; `None`: it belongs to the pool, or the offer is made no more."""
+        return next((offer for offer in self.settings.offers if offer.made(row)), None)
 
     def workers_of(self, allocation_id: AllocationId) -> list[WorkerRow]:
         """Workers of an allocation that are not known to be gone."""

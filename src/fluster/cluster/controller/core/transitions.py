@@ -7,6 +7,7 @@ from typing import assert_never
 from fluster.cluster.controller.core import allocations, attempts, endpoints, jobs, workers
 from fluster.cluster.controller.core.events import (
     AllocationObserved,
+    AllocationRefused,
     AllocationUnwanted,
     AllocationWanted,
     EndpointRegistered,
@@ -64,6 +65,8 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
             allocations.unwant(fold, event)
         case AllocationObserved():
             allocations.observe(fold, event)
+        case AllocationRefused():
+            allocations.refuse(fold, event)
         case TokenCreated():
             fold.put_token(event.row)
             fold.put_request(event.request)
@@ -76,6 +79,7 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
             workers.forget(fold)
         case TimePassed():
             workers.expire(fold)
+            allocations.note_idle(fold)
             endpoints.expire(fold)
             jobs.expire(fold)
             _expire_tokens(fold)

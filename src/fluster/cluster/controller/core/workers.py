@@ -44,6 +44,8 @@ def register(fold: Fold, event: WorkerRegistered) -> None:
     if old is not None and old.incarnation != event.incarnation and event.worker_id in state.last_seen:
         state.last_words.setdefault(event.worker_id, state.last_seen[event.worker_id])
     state.last_seen[event.worker_id] = fold.now
+    if (allocation := state.allocations.get(event.allocation_id)) is not None:
+        state.refusals.pop(allocation.backend, None)
     if worker == old:
         return
     fold.put_worker(worker)
@@ -137,6 +139,8 @@ def stood_still(state: State, seconds: float, now: float) -> None:
     _move_on(state.last_words, seconds, now)
     _move_on(state.endpoint_seen, seconds, now)
     _move_on(state.stopping_since, seconds, now)
+    _move_on(state.allocated_since, seconds, now)
+    _move_on(state.idle_since, seconds, now)
 
 
 def _move_on(times: dict[_Key, float], seconds: float, now: float) -> None:
