@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fluster.actor.memory import SHARED_FROM_BYTES, Borrowed, Received, Slab, Slabs, layout
+from fluster.actor.memory import SHARED_FROM_BYTES, Borrowed, Received, Slab, Slabs, copy_into, layout
 from fluster.actor.protocol import BUFFER, HEADER, IN_STREAM, LAST_KIND, MAX_BUFFERS, SLAB, Flag, ProtocolError
 
 _CHUNK = 64 << 10
@@ -314,7 +314,7 @@ def lay_out(message: Message, slabs: Slabs | None, *, acknowledged: int = 0, lef
     if slab is not None:
         target = memoryview(slab.mapping)
         for index, offset in zip(large, offsets, strict=True):
-            target[offset : offset + buffers[index].nbytes] = buffers[index]
+            copy_into(target[offset : offset + buffers[index].nbytes], buffers[index])
             places[index] = offset
     flags = message.flags | (Flag.SLAB if slab is not None else 0)
     head = bytearray(

@@ -93,9 +93,13 @@ class Peer:
             return snapshot, outgoing.slab
 
     def free(self) -> None:
-        """Tells the caller which of its memory is not used here any more."""
+        """Tells the caller, with the next reply, which of its memory is not used here any more."""
         for number in self.reader.borrowed.freed():
-            self.send_small(small_frame(Kind.FREE, number))
+            with self._lock:
+                self._batch.append(small_frame(Kind.FREE, number))
+                first = len(self._batch) == 1
+            if first:
+                self._reactor.send_later(self)
 
     def freed(self, number: int) -> None:
         """The caller does not use this slab any more."""
