@@ -26,7 +26,7 @@ from fluster.cluster.backend.local import stop_local_workers
 from fluster.cluster.context import read_token_file
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
-_PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 
 
 class Creator:
@@ -52,7 +52,7 @@ class Creator:
             stdout=subprocess.PIPE,
             text=True,
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": _PATH, name: value, "TMPDIR": str(self.temporary), **environ},
+            env={**os.environ, "PYTHONPATH": PATH, name: value, "TMPDIR": str(self.temporary), **environ},
             start_new_session=True,
         )
 

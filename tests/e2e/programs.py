@@ -35,3 +35,31 @@ def note_run(directory: Path, name: str) -> str:
     time.sleep(0.05)
     print(f"{name} ends")
     return name
+
+
+def fail_once(directory: Path, name: str) -> str:
+    """As `note_run`, but its first run ends with an exception."""
+    first = not list(directory.glob(f"{name}.*"))
+    note_run(directory, name)
+    if first:
+        raise ValueError("not yet")
+    return name
+
+
+def print_lines(lines: int) -> int:
+    """Prints so many numbered lines, a little at a time."""
+    for number in range(lines):
+        print(f"{number:06d} " + "x" * 40)
+        if number % 500 == 0:
+            time.sleep(0.005)
+    return lines
+
+
+def give_back(content: bytes) -> bytes:
+    """Its argument."""
+    return content
+
+
+def tell_time() -> float:
+    """What the machine's clock shows."""
+    return time.time()

@@ -177,6 +177,25 @@ def test_a_sweep_deletes_what_is_old_and_meant_by_nobody(tmp_path: Path) -> None
     assert store.used_bytes == sum(map(len, there))
 
 
+def test_blobs_of_before_have_their_time_from_the_start_on_whatever_they_are_dated(tmp_path: Path) -> None:
+    now = 1000.0
+    send(BlobStore(tmp_path, clock=lambda: now), CONTENT)
+    now += 1_000_000.0  # the machine's clock was set, or nobody was there for long
+    store = BlobStore(tmp_path, clock=lambda: now)
+    assert store.sweep((), min_age_s=500.0) == 0
+    now += 500.0
+    assert store.sweep((), min_age_s=500.0) == len(CONTENT)
+
+
+def test_a_blob_is_as_old_as_the_steady_clock_says(tmp_path: Path) -> None:
+    now = 1000.0
+    store = BlobStore(tmp_path, clock=lambda: now)  # far from the clock that dates files
+    send(store, CONTENT)
+    assert store.sweep((), min_age_s=500.0) == 0
+    now += 500.0
+    assert store.sweep((), min_age_s=500.0) == len(CONTENT)
+
+
 def test_a_sweep_drops_uploads_that_nobody_goes_on_with(tmp_path: Path) -> None:
     now = 1000.0
     store = BlobStore(tmp_path, clock=lambda: now)

@@ -186,6 +186,21 @@ def test_a_clock_that_is_set_back_disorders_no_stream(alone: Site) -> None:
         assert [line.data for line in cluster.logs(job_id)] == ["0", "1", "2", "err", "3"]
 
 
+@pytest.mark.parametrize("off_s", [0.0, 86_400.0, -86_400.0])
+def test_lines_are_dated_by_how_long_ago_they_were_seen_whatever_the_workers_clock_shows(
+    alone: Site, off_s: float
+) -> None:
+    worker = alone.worker()
+    job_id, uid, _ = alone.task(worker)
+    now = time.time()
+    chunk = pb.LogChunk(attempt_uid=uid, stream=OUT, data=b"a minute ago\n", timestamp=now + off_s - 60.0)
+    worker.api()(pb.PushLogsRequest(chunks=[chunk], sent_at=now + off_s))
+    worker.end(uid)
+
+    (line,) = lines(alone.admin, job_id)
+    assert line.timestamp == pytest.approx(now - 60.0, abs=5.0)
+
+
 def test_cursors_go_on_where_a_stream_broke(alone: Site) -> None:
     worker = alone.worker()
     job_id, uid, _ = alone.task(worker)

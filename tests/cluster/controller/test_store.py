@@ -285,12 +285,13 @@ def test_no_page_of_jobs_sorts_or_reads_the_whole_table(store: Store) -> None:
 
 
 def test_the_journal_goes_on_from_any_line(store: Store) -> None:
+    assert store.last_at() == 0.0
     lines = [JournalRow(float(n), "JobLaunched", "admin", job_id="ab"[n % 2], message=f"{n}") for n in range(6)]
     assert store.commit(changes(journal=tuple(lines[:4]))) == [1, 2, 3, 4]
     assert store.commit(changes(journal=tuple(lines[4:]))) == [5, 6]
     assert store.journal(after_seq=1, limit=3) == [(2, lines[1]), (3, lines[2]), (4, lines[3])]
     assert store.journal(job_id=JobId("b"), after_seq=2) == [(4, lines[3]), (6, lines[5])]
-    assert store.journal_tail() == 6
+    assert (store.journal_tail(), store.last_at()) == (6, 5.0)
 
 
 def test_old_jobs_go_with_all_that_is_theirs(store: Store) -> None:

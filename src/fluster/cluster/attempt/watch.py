@@ -18,6 +18,7 @@ from fluster.cluster.attempt.lease import LeaseFile
 from fluster.cluster.attempt.replies import Replies
 from fluster.cluster.attempt.request import StartRequest, hierarchies_to_json
 from fluster.cluster.attempt.tree import Tree
+from fluster.cluster.clocks import unix_clock
 
 SAMPLE_EVERY_S = 0.2
 _PAUSE_MS = 20
@@ -70,6 +71,7 @@ class Watch:
         self._running: dict[str, Any] = {}
         self._start_noted = False
         self._started_at: float | None = None
+        self._clock = unix_clock()
         self._lease = LeaseFile(request.lease) if request.lease is not None else None
         self._time_over = self._next_sample = self._next_lease = self._kill_at = _NEVER
         self._start_error: StartError | None = None
@@ -96,7 +98,8 @@ class Watch:
 
     def _let_go(self) -> None:
         """Starts the attempt, and its clock."""
-        self._started_at = time.time()
+        self._clock = unix_clock()  # this process may have waited for long
+        self._started_at = self._clock()
         now = time.monotonic()
         if self._request.time_s is not None:
             self._time_over = now + self._request.time_s
@@ -219,7 +222,7 @@ class Watch:
                 problem=problem,
                 peak_memory_bytes=peak,
                 started_at=self._started_at,
-                finished_at=time.time(),
+                finished_at=self._clock(),
                 lease_ended=self._lease_ended,
             )
         )

@@ -63,7 +63,7 @@ class BlobStore:
     Args:
         directory: Made if it is missing.
         cap_bytes: For all blobs and uploads together.
-        clock: Unix seconds, as files are dated.
+        clock: Unix seconds of a steady clock: files are dated by it.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class BlobStore:
         self._uploading = directory / "uploading"
         self._cap_bytes = cap_bytes
         self._clock = clock
+        self._opened_at = clock()
         self._lock = threading.Lock()
         self._uploads: dict[str, _Upload] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # `parents` are made without the mode
@@ -82,7 +83,7 @@ class BlobStore:
             if named := _PARTIAL.fullmatch(entry.name):
                 found = entry.stat(follow_symlinks=False)
                 path = Path(entry.path)
-                self._uploads[path.name] = _Upload(path, int(named["total"]), found.st_mtime, found.st_size)
+                self._uploads[path.name] = _Upload(path, int(named["total"]), self._opened_at, found.st_size)
                 self._used += found.st_size
 
     @property
@@ -165,7 +166,8 @@ class BlobStore:
         """
         before, now = self._used, self._clock()
         for path, size, modified in self._blobs():
-            if path.name not in referenced and now - modified >= min_age_s:
+            # Of what was there before nobody knows by which clock it was dated.
+            if path.name not in referenced and now - max(modified, self._opened_at) >= min_age_s:
                 self._delete(path, size, modified)
         with self._lock:
             idle = [upload for upload in self._uploads.values() if now - upload.touched >= IDLE_UPLOAD_S]
@@ -228,6 +230,8 @@ class BlobStore:
                 self._drop(upload)
                 raise ValueError(f"the bytes sent do not have the hash {sha256} but {digest}; send them again")
             file.truncate(upload.size)
+            now = self._clock()
+            os.utime(file.fileno(), (now, now))
             os.fsync(file.fileno())
             path.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(upload.path, path)

@@ -79,7 +79,7 @@ class Logs:
     async def push(self, request: pb.PushLogsRequest) -> pb.PushLogsResponse:
         """Appends what a worker read; says how far each stream has come."""
         who = self._c.caller()
-        positions = []
+        now, positions = self._c.loop.now(), []
         for chunk in request.chunks:
             name = STREAM_NAMES.get(convert.known(chunk.stream, "stream"))
             if name is None or chunk.offset < 0:
@@ -90,8 +90,9 @@ class Logs:
             if attempt is not None:
                 if attempt.worker_id != who.worker_id:
                     raise NotPermitted(f"attempt {attempt.uid!r} is not of this worker")
+                at = _on_our_clock(chunk.timestamp, request, now)
                 size = self._c.logs.append(
-                    attempt.job_id, attempt.task, attempt.number, name, chunk.offset, chunk.data, chunk.timestamp
+                    attempt.job_id, attempt.task, attempt.number, name, chunk.offset, chunk.data, at
                 )
                 for follower in self._followers.get(attempt.job_id, ()):
                     follower.hear(attempt)
@@ -159,6 +160,11 @@ class Logs:
         if asked.number is not None:
             found = [each for each in found if each.number == asked.number]
         return _only(found, due)
+
+
+def _on_our_clock(seen_at: float, request: pb.PushLogsRequest, now: float) -> float:
+    """A worker's clock may be anywhere, but it tells how long ago that was."""
+    return now - max(0.0, request.sent_at - seen_at) if request.sent_at else seen_at
 
 
 def _only(attempts: list[AttemptRow], due: set[_Attempt] | None) -> list[AttemptRow]:

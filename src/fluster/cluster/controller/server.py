@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from fluster.cluster.backend.base import JoinsController, VMBackend
+from fluster.cluster.clocks import unix_clock
 from fluster.cluster.controller import retention
 from fluster.cluster.controller.auth import Authenticator
 from fluster.cluster.controller.blobs import BlobStore
@@ -39,6 +40,8 @@ from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServ
 from fluster.rpc.serve import RpcServer, connect_options
 
 _log = logging.getLogger(__name__)
+
+_AHEAD_S = 1.0
 
 MakeBackend = Callable[["Running"], VMBackend | Mapping[str, VMBackend]]
 """Makes the backend once the controller's address is known; several come by the names that settings give them."""
@@ -86,12 +89,6 @@ class Running:
         return self.controller.auth.allocation_token(allocation_id)
 
 
-def steady_clock() -> Callable[[], float]:
-    """Unix seconds that never jump: the monotonic clock, anchored once."""
-    anchor = time.time() - time.monotonic()
-    return lambda: anchor + time.monotonic()
-
-
 class ControllerDaemon:
     """A controller in the running event loop; an async context manager.
 
@@ -128,7 +125,7 @@ class ControllerDaemon:
         await self._closing.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> Running:
-        config, clock = self._config, steady_clock()
+        config = self._config
         state_dir = stack.enter_context(StateDir.open(config.state_dir, take_over=config.take_over))
         if self._at_start is not None:
             await self._at_start()
@@ -136,6 +133,7 @@ class ControllerDaemon:
             stack.push_async_callback(self._at_end)
         store = stack.enter_context(Store.open(state_dir.database))
         epoch = store.begin_epoch()
+        clock = _clock_after(store.last_at())
         effects: Effects | None = None
         loop = Loop(
             store,
@@ -144,7 +142,7 @@ class ControllerDaemon:
             epoch,
             act=lambda: None if effects is None else effects.act(),
         )
-        controller = self._controller(stack, state_dir, store, loop)
+        controller = self._controller(stack, state_dir, store, loop, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._background(stack, failed, "loop", loop.run())
         if config.shut_down_before:
@@ -171,10 +169,12 @@ class ControllerDaemon:
         stack.callback(state_dir.note_ending)
         return running
 
-    def _controller(self, stack: AsyncExitStack, state_dir: StateDir, store: Store, loop: Loop) -> Controller:
+    def _controller(
+        self, stack: AsyncExitStack, state_dir: StateDir, store: Store, loop: Loop, clock: Callable[[], float]
+    ) -> Controller:
         token = self._config.token or state_dir.admin_token
         auth = Authenticator(state_dir.cluster_key, secret_sha256(token), StateDirectory(lambda: loop.state))
-        blobs = BlobStore(state_dir.blobs)
+        blobs = BlobStore(state_dir.blobs, clock=clock)
         logs = LogStore(state_dir.logs)
         stack.callback(logs.close)
         config = self._config
@@ -202,6 +202,17 @@ class ControllerDaemon:
                 await task
 
         stack.push_async_callback(stop)
+
+
+def _clock_after(last_at: float) -> Callable[[], float]:
+    """The controller's clock. It goes on where an earlier one's was when it last wrote something.
+
+    Else moments that are stored, the next attempt of a task among them, would lie hours ahead when the machine's clock
+    was set back meanwhile.
+    """
+    if (ahead_s := last_at - time.time()) > _AHEAD_S:
+        _log.warning("this machine's clock is %.0f s behind what was written last; times go on from there", ahead_s)
+    return unix_clock(last_at)
 
 
 def _application(controller: Controller) -> ControllerServiceASGIApplication:

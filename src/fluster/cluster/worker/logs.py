@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fluster.cluster.clocks import unix_clock
 from fluster.cluster.worker import logfile
 from fluster.cluster.worker.decide import pause_s
 from fluster.cluster.worker.delivery import LOG_CAP_BYTES
@@ -111,10 +111,19 @@ class LogShipper:
         push: Sends one request.
         cap_bytes: How much of each stream is kept here at least; older bytes are cut off.
         look_s: How often files are looked at.
+        clock: Unix seconds of a steady clock.
     """
 
-    def __init__(self, push: Push, *, cap_bytes: int = LOG_CAP_BYTES, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self,
+        push: Push,
+        *,
+        cap_bytes: int = LOG_CAP_BYTES,
+        look_s: float = LOOK_S,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._push = push
+        self._clock = clock or unix_clock()
         self._cap = cap_bytes
         self._look_s = look_s
         self._streams: dict[str, tuple[_Stream, _Stream]] = {}
@@ -179,7 +188,7 @@ class LogShipper:
             self._tell_finished()
 
     def _look(self, streams: tuple[_Stream, _Stream]) -> None:
-        now = time.time()
+        now = self._clock()
         for stream in streams:
             stream.look(now, self._cap)
 
@@ -197,7 +206,7 @@ class LogShipper:
 
     async def _send(self, chunks: list[LogChunk]) -> None:
         try:
-            response = await self._push(PushLogsRequest(chunks=chunks))
+            response = await self._push(PushLogsRequest(chunks=chunks, sent_at=self._clock()))
         except _AWAY as error:
             await self._pause(error)
         except (FlusterError, ValueError) as error:

@@ -59,6 +59,7 @@ def _check_waits(state: State, event: GangPlaced) -> None:
 
 def observe(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str) -> None:
     """Folds in what the attempt's worker says of it."""
+    seen = _on_our_clock(attempt, seen, fold.now)
     attempt = _progress(fold, attempt, seen, incarnation)
     if seen.exit is not None:
         end(fold, attempt, seen.exit)
@@ -86,6 +87,24 @@ def _progress(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str)
         fold.put_task(replace(task, state=TaskState(state)))
         fold.journal_attempt("TaskStarted" if state is AttemptState.RUNNING else "TaskAccepted", changed)
     return changed
+
+
+def _on_our_clock(attempt: AttemptRow, seen: Observed, now: float) -> Observed:
+    """What was seen, its moments as close to those that are told as can be: a worker's clock may be anywhere.
+
+    How long the attempt ran is right: it was measured by a clock that does not jump.
+    """
+    began, how = seen.started_at, seen.exit
+    if how is None and (began is None or attempt.started_at is not None):
+        return seen  # nothing new
+    ran_s = max(0.0, how.finished_at - began) if how is not None and began is not None else 0.0
+    if began is not None:
+        began = attempt.started_at if attempt.started_at is not None else min(began, now - ran_s)
+        began = max(began, attempt.placed_at)
+    if how is not None:
+        ended = how.finished_at if began is None else began + ran_s
+        how = replace(how, finished_at=min(max(ended, attempt.placed_at), now))
+    return replace(seen, started_at=began, exit=how)
 
 
 def _furthest(attempt: AttemptRow, seen: Observed) -> AttemptState:

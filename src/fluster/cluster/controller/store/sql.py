@@ -214,6 +214,7 @@ JOURNAL_OF_JOB = "SELECT seq, {columns} FROM journal WHERE job_id = ? AND seq > 
 JOURNAL_TAIL = """
 SELECT max((SELECT value FROM meta WHERE key = 'journal_seq'), (SELECT ifnull(max(seq), 0) FROM journal))
 """
+JOURNAL_LAST_AT = "SELECT at FROM journal ORDER BY seq DESC LIMIT 1"
 ADD_JOURNAL = "INSERT INTO journal (seq, {columns}) VALUES (?, {values})"
 
 DELETE_ENDPOINT = "DELETE FROM endpoints WHERE endpoint_id = ?"

@@ -271,6 +271,11 @@ class Store:
             found = self._read(_JOURNAL_OF_JOB, (job_id, after_seq, limit))
         return [(seq, columns.JOURNAL.decode(values)) for seq, *values in found]
 
+    def last_at(self) -> float:
+        """When the newest line was written; 0 when there is none."""
+        found = self._read(sql.JOURNAL_LAST_AT)
+        return float(found[0][0]) if found else 0.0
+
     def journal_tail(self) -> int:
         """The number of the newest line; 0 when there is none."""
         return self._seq
