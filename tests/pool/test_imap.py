@@ -180,6 +180,11 @@ def test_progress_is_told_by_one_thread_and_at_the_end(cluster: LocalCluster) ->
     assert [stats.finished for stats in told] == sorted(stats.finished for stats in told)
 
 
+def test_a_bar_given_instead_of_a_progress_hook_is_refused_with_the_cure(cluster: LocalCluster) -> None:
+    with pytest.raises(ValueError, match="bar.update"):
+        WorkerPool(cluster, 1, SMALL, progress=object())  # type: ignore[arg-type]
+
+
 def test_a_progress_hook_that_fails_harms_nothing(cluster: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
     def tell(stats: PoolStats) -> None:
         raise LookupError("the hook's own")

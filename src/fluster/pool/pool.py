@@ -82,6 +82,11 @@ class WorkerPool:
         resources = resources if resources is not None else ResourceConfig.with_cpu()
         if resources.num_tasks != 1:
             raise ValueError("a worker is one process: say how many by num_workers, and give resources for one")
+        if progress is not None and not callable(progress):
+            raise ValueError(
+                f"progress must be called with the pool's stats, a {type(progress).__name__} cannot be;"
+                " with a bar of tqdm: progress=lambda stats: bar.update(stats.finished - bar.n)"
+            )
         environment = environment if environment is not None else EnvironmentConfig()
         # Short enough to be an actor's name whatever the prefix is.
         name = f"{name_prefix[:64].rstrip('./_-')}-pool-{secrets.token_hex(8)}"
