@@ -60,6 +60,16 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
     "--worker-lease", type=Duration(), default="300", show_default=True, help="How long a silent worker keeps its jobs."
 )
 @click.option("--take-over", is_flag=True, help="End the controller that holds the state directory first.")
+@click.option("--tls-cert", type=_FILE, help="Your own certificate, PEM, with what it is signed by.")
+@click.option("--tls-key", type=_FILE, help="The key of --tls-cert.")
+@click.option(
+    "--public-name",
+    "public_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name or address others use for this machine, if it does not know it itself; may be repeated.",
+)
+@click.option("--worker-certificates", is_flag=True, help="Workers must also show a certificate, given as they join.")
 @click.option("--insecure-plaintext-network", is_flag=True, help="Listen beyond loopback, tokens in plain text.")
 def controller_serve(
     host: str,
@@ -68,6 +78,10 @@ def controller_serve(
     backend: str,
     worker_lease: float,
     take_over: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    public_names: tuple[str, ...],
+    worker_certificates: bool,
     insecure_plaintext_network: bool,
 ) -> int:
     """Run a controller in the foreground.
@@ -75,7 +89,9 @@ def controller_serve(
     Prints one line of JSON when it serves: its address, the file with the administrator's token, and its epoch. SIGTERM
     and Ctrl-C end it and leave running jobs alone; started again on the same state directory it goes on with them.
 
-    There is no TLS yet: beyond loopback it listens only with --insecure-plaintext-network, for networks you trust.
+    Beyond loopback connections are encrypted: at the first start the cluster gets a certificate authority of its own
+    (ca.pem in the state directory), which workers believe by their join token and clients by `ca_file` of the
+    configured cluster or FLUSTER_CA_FILE.
     """
     from fluster.cluster.controller.main import ServeOptions, run
 
@@ -88,6 +104,10 @@ def controller_serve(
             backend=backend,
             worker_lease_s=worker_lease,
             take_over=take_over,
+            tls_cert=tls_cert.absolute() if tls_cert is not None else None,
+            tls_key=tls_key.absolute() if tls_key is not None else None,
+            public_names=public_names,
+            worker_certificates=worker_certificates,
             insecure_plaintext_network=insecure_plaintext_network,
         )
     )
@@ -109,6 +129,7 @@ class _GpuCount(click.ParamType[int | str]):
 @click.command()
 @click.option("--controller", required=True, metavar="URL", help="Address of the controller.")
 @click.option("--token-file", type=_FILE, help="Holds a token of `fluster worker token`; needed the first time.")
+@click.option("--ca-file", type=_FILE, help="The authority to believe, where the join token does not name it.")
 @click.option("--state-dir", type=_DIRECTORY, help="Where it keeps everything.  [default: below ~/.local/state]")
 @click.option("--runtime", type=click.Choice(["auto", "process"]), default="auto", show_default=True)
 @click.option("--python", metavar="P", help="Interpreter of functions that ask for none.  [default: this one]")
@@ -119,6 +140,7 @@ class _GpuCount(click.ParamType[int | str]):
 def worker_serve(
     controller: str,
     token_file: Path | None,
+    ca_file: Path | None,
     state_dir: Path | None,
     runtime: str,
     python: str | None,
@@ -141,6 +163,7 @@ def worker_serve(
     config = WorkerConfig(
         controller=normal_address(controller),
         token_file=token_file,
+        ca_file=ca_file.absolute() if ca_file is not None else None,
         state_dir=(state_dir or state_home() / "worker").absolute(),
         runtime=runtime,
         python=python,

@@ -13,7 +13,7 @@ from fluster.cli.places import state_home
 from fluster.cli.target import find_target
 from fluster.cli.terminal import print_json, print_table
 from fluster.cluster.config import ConfiguredCluster, load_configuration, user_config_file
-from fluster.cluster.context import NAMESPACE, SERVER_PYTHON, TOKEN, TOKEN_FILE, ClientVariables, find_project
+from fluster.cluster.context import CA_FILE, NAMESPACE, SERVER_PYTHON, TOKEN, TOKEN_FILE, ClientVariables, find_project
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ def _settings(cluster: str | None) -> Iterator[Setting]:
         yield Setting("cluster", target.name or target.address, "--cluster" if cluster else target.source)
         yield Setting("address", target.address, target.source)
         yield _token(target, variables)
+        if target.address.startswith("https:"):
+            yield _authority(target, variables)
     for name, variable, value in (
         ("namespace", NAMESPACE, variables.namespace),
         ("server_python", SERVER_PYTHON, variables.server_python),
@@ -74,6 +76,14 @@ def _token(target: ConfiguredCluster, variables: ClientVariables) -> Setting:
     if target.token_file:
         return Setting("token", f"in {target.token_file}", target.source)
     return Setting("token", "(none)", "")
+
+
+def _authority(target: ConfiguredCluster, variables: ClientVariables) -> Setting:
+    if variables.ca_file:
+        return Setting("ca_file", variables.ca_file, CA_FILE)
+    if target.ca_file:
+        return Setting("ca_file", target.ca_file, target.source)
+    return Setting("ca_file", "(what the token names, else the system's authorities)", "")
 
 
 def _file(path: os.PathLike[str]) -> tuple[str, str]:

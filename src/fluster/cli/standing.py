@@ -54,6 +54,12 @@ class Standing:
         return self.directory / "admin.token"
 
     @property
+    def ca_file(self) -> Path | None:
+        """The authority that vouches for its controller; `None`: nothing is encrypted."""
+        told = _told_in(self._announced).get("ca_file")
+        return Path(str(told)) if told else None
+
+    @property
     def log(self) -> Path:
         """What the controller has to say."""
         return self.directory / "controller.log"
@@ -144,10 +150,16 @@ class Standing:
 
 
 def _address_in(announced: Path) -> str | None:
+    address = _told_in(announced).get("address")
+    return str(address) if address else None
+
+
+def _told_in(announced: Path) -> dict[str, object]:
     try:
-        return str(json.loads(announced.read_bytes())["address"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = json.loads(announced.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _is_free(port: int) -> bool:

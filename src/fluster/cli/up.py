@@ -95,7 +95,7 @@ def _configure(standing: Standing, address: str) -> str | None:
     """Writes the entry; the default before it, when there was another one."""
     configuration = load_configuration()
     before = configuration.cluster if configuration.sources.get("cluster") == str(user_config_file()) else None
-    configure_cluster(standing.name, address, standing.token_file)
+    configure_cluster(standing.name, address, standing.token_file, standing.ca_file)
     previous = standing.directory / "previous-cluster"
     if before is not None and before != standing.name:
         previous.write_text(before)

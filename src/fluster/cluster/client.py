@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from protobuf import Message
 
 from fluster.cluster import transfer, waiting, wire
-from fluster.cluster.context import TOKEN, TOKEN_FILE, TaskContext, normal_address
+from fluster.cluster.context import CA_FILE, TOKEN, TOKEN_FILE, TaskContext, normal_address
 from fluster.cluster.ids import EndpointId, JobId, Namespace
 from fluster.cluster.leases import LeaseKeeper
 from fluster.cluster.log_reader import read_logs
@@ -27,6 +27,7 @@ from fluster.errors import RemoteFault
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
+from fluster.rpc.trust import Trust, split_pin
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,6 +54,8 @@ class Cluster:
         namespace: Where endpoints are registered and looked up, and jobs belong; `None`: the calling job's, else the
             controller's default.
         token: Default: inside a job that job's; else `FLUSTER_TOKEN`, `FLUSTER_TOKEN_FILE`, the configured cluster's.
+            Whom to believe about an https address: `FLUSTER_CA_FILE`, else the configured cluster's `ca_file`, else
+            the authority that the token names, else the system's.
 
     Raises:
         ValueError: Address, namespace or token break a rule.
@@ -65,11 +68,13 @@ class Cluster:
         if namespace is not None:
             check_name(namespace, "namespace")
         self._namespace = namespace if namespace is not None or self._task is None else self._task.namespace
+        token, trust = _find_credentials(self._address, token, self._task)
         self._rpc = ConnectClient(
             self._address,
             SERVICE,
-            token=_find_token(self._address, token, self._task),
+            token=token,
             known=self._task is not None or self._surroundings() is not None,
+            trust=trust,
         )
         self._leases = LeaseKeeper(self._rpc)
         self._closers: list[weakref.WeakMethod[Callable[[], None]]] = []
@@ -429,14 +434,23 @@ def _own_task(address: str) -> TaskContext | None:
     return task if task is not None and normal_address(task.cluster_address) == address else None
 
 
-def _find_token(address: str, token: str | None, task: TaskContext | None) -> str | None:
-    from fluster.cluster.config import find_token
+def _find_credentials(address: str, token: str | None, task: TaskContext | None) -> tuple[str | None, Trust | None]:
+    """The token that is sent, and whom to believe; `None`: nothing is encrypted."""
+    from fluster.cluster.config import find_ca_file, find_token
 
+    environ: Mapping[str, str] = os.environ
     if task is None and TaskContext.from_environment() is not None:
         # A task's token is for its own cluster; another one must not get it.
-        environ = {name: value for name, value in os.environ.items() if name not in (TOKEN, TOKEN_FILE)}
-        return find_token(address, token, environ=environ)
-    return find_token(address, token)
+        environ = {name: value for name, value in os.environ.items() if name not in (TOKEN, TOKEN_FILE, CA_FILE)}
+    found = find_token(address, token, environ=environ)
+    given, pin = split_pin(found) if found is not None else (None, None)
+    if not address.startswith("https:"):
+        if pin is not None:
+            raise ValueError(
+                f"this token is of a cluster with encrypted connections, and {address} is not; say https://"
+            )
+        return given, None
+    return given, Trust(find_ca_file(address, environ=environ), pin)
 
 
 def _job_id(value: JobId | str) -> JobId:

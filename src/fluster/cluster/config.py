@@ -8,6 +8,7 @@ First wins: what the caller says, `FLUSTER_*`, `[tool.fluster]` of the project's
     [clusters.local]
     address = "http://127.0.0.1:7077"
     token_file = "~/.local/state/fluster/local/admin.token"
+    ca_file = "~/ca.pem"     # of an https address: the authority to believe, instead of the system's
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fluster.cluster.refusal import nearest, refuse, shown
 from fluster.cluster.validation import check_name
 
 _KEYS = ("cluster", "clusters", "namespace", "server_python")
-_ENTRY_KEYS = ("address", "token_file")
+_ENTRY_KEYS = ("address", "token_file", "ca_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class ConfiguredCluster:
     Attributes:
         address: `http://host:port`.
         token_file: File with the token; `None` when none is named.
+        ca_file: File with the authority that vouches for it; `None`: what the token names, else the system's.
         name: Its name in the configuration; `None` when only an address was given.
         source: Who said so: a file's path, or the variable's name.
     """
@@ -50,6 +52,7 @@ class ConfiguredCluster:
     token_file: str | None = None
     name: str | None = None
     source: str = ""
+    ca_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def find_cluster(
         return configuration.find(cluster)
     if variable is not None:
         found = configuration.find(normal_address(variable))
-        return ConfiguredCluster(found.address, found.token_file, found.name, source=CLUSTER_ADDRESS)
+        return replace(found, source=CLUSTER_ADDRESS)
     return configuration.find(configuration.cluster) if configuration.cluster is not None else None
 
 
@@ -164,6 +167,23 @@ def find_token(
         return from_variables
     entry = load_configuration(environ, directory).find(normal_address(address))
     return read_token_file(entry.token_file) if entry.token_file is not None else None
+
+
+def find_ca_file(
+    address: str,
+    *,
+    environ: Mapping[str, str] | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> str | None:
+    """The authority to believe about a controller: the variable's file, else the configured cluster's of that address.
+
+    Raises:
+        ValueError: A file of the configuration is wrong.
+    """
+    from_variables = ClientVariables.from_environment(environ).ca_file
+    if from_variables is not None:
+        return str(Path(from_variables).expanduser())
+    return load_configuration(environ, directory).find(normal_address(address)).ca_file
 
 
 def find_namespace(
@@ -207,8 +227,6 @@ def _entry(file: Path, name: str, table: object) -> ConfiguredCluster:
     entry = _checked(file, table, _ENTRY_KEYS)
     if "address" not in entry:
         raise ValueError(f"{file}: cluster {name!r} has no address")
-    token_file = entry.get("token_file")
-    if token_file is not None:
-        # Relative to the file that names it, wherever a program was started.
-        token_file = str(file.parent / Path(token_file).expanduser())
-    return ConfiguredCluster(normal_address(entry["address"]), token_file, name, source=str(file))
+    # Relative to the file that names it, wherever a program was started.
+    files = {key: str(file.parent / Path(entry[key]).expanduser()) for key in ("token_file", "ca_file") if key in entry}
+    return ConfiguredCluster(normal_address(entry["address"]), name=name, source=str(file), **files)

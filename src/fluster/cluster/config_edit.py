@@ -22,7 +22,12 @@ _ANY_TABLE = re.compile(r"\s*\[")
 
 
 def configure_cluster(
-    name: str, address: str, token_file: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None
+    name: str,
+    address: str,
+    token_file: str | os.PathLike[str],
+    ca_file: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a cluster into the user's configuration and makes it the default; returns the file.
 
@@ -31,6 +36,8 @@ def configure_cluster(
         OSError: The file cannot be written.
     """
     entry = {"address": normal_address(address), "token_file": os.path.abspath(token_file)}
+    if ca_file is not None:
+        entry["ca_file"] = os.path.abspath(ca_file)
     check_name(name, "a cluster's name")
     table = [f"[clusters.{_quoted(name)}]\n", *(f"{key} = {_quoted(value)}\n" for key, value in entry.items())]
     with _editing(user_config_file(environ)) as file:

@@ -25,6 +25,7 @@ ADVERTISE_HOST = "FLUSTER_ADVERTISE_HOST"
 PORT_PREFIX = "FLUSTER_PORT_"
 TOKEN = "FLUSTER_TOKEN"
 TOKEN_FILE = "FLUSTER_TOKEN_FILE"
+CA_FILE = "FLUSTER_CA_FILE"
 SERVER_PYTHON = "FLUSTER_SERVER_PYTHON"
 
 _TASK_VARIABLES = (
@@ -52,6 +53,7 @@ class TaskContext:
         token_file: File with the token that is valid while this attempt lives.
         advertise_host: Where other tasks reach it.
         ports: By the name the job gave them, in upper case.
+        ca_file: The authority that vouches for the controller; `None`: the system's do, or nothing is encrypted.
     """
 
     cluster_address: str
@@ -66,6 +68,7 @@ class TaskContext:
     token_file: str
     advertise_host: str
     ports: Mapping[str, int] = field(default_factory=dict)
+    ca_file: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> TaskContext | None:
@@ -97,6 +100,7 @@ class TaskContext:
             token_file=environ[TOKEN_FILE],
             advertise_host=environ[ADVERTISE_HOST],
             ports=_ports(environ),
+            ca_file=environ.get(CA_FILE) or None,
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -114,6 +118,7 @@ class TaskContext:
             TOKEN_FILE: self.token_file,
             ADVERTISE_HOST: self.advertise_host,
             **{f"{PORT_PREFIX}{name.upper()}": str(port) for name, port in self.ports.items()},
+            **({CA_FILE: self.ca_file} if self.ca_file is not None else {}),
         }
 
 
@@ -137,6 +142,7 @@ class ClientVariables:
     namespace: str | None = None
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
+    ca_file: str | None = None
     server_python: str | None = None
 
     @classmethod
@@ -148,6 +154,7 @@ class ClientVariables:
             namespace=environ.get(NAMESPACE) or None,
             token=environ.get(TOKEN) or None,
             token_file=environ.get(TOKEN_FILE) or None,
+            ca_file=environ.get(CA_FILE) or None,
             server_python=environ.get(SERVER_PYTHON) or None,
         )
 

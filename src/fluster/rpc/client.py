@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
+from ssl import SSLCertVerificationError, SSLError
 from typing import TYPE_CHECKING, TypeVar
 
 from protobuf import Message
@@ -23,7 +24,7 @@ from fluster.rpc.connection import Address, Connection, ConnectionPool
 from fluster.rpc.errors import decode_body, decode_object
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
+    from fluster.rpc.trust import Trust
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class ConnectClient:
         token: Bearer token; the attribute of that name may be changed later.
         retry_s: How long calls keep trying by default.
         known: The server has been there before: a job's own controller, a cluster just started.
-        ssl_context: For https; default: the system's trusted authorities.
+        trust: For https; default: the system's authorities are believed.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ConnectClient:
         token: str | None = None,
         retry_s: float = 10.0,
         known: bool = False,
-        ssl_context: SSLContext | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.address = Address.parse(address)
         self.token = token
@@ -70,8 +71,8 @@ class ConnectClient:
         self._retry_s = retry_s
         self._reached = known
         self._heard_at = -math.inf
-        self._ssl_context = ssl_context
-        self._pool = ConnectionPool(self.address, ssl_context)
+        self._trust = trust
+        self._pool = ConnectionPool(self.address, trust)
 
     def unary(
         self,
@@ -147,7 +148,7 @@ class ConnectClient:
     def clone(self) -> ConnectClient:
         """Another client of the same server, with connections of its own that can be closed alone."""
         twin = copy(self)
-        twin._pool = ConnectionPool(self.address, self._ssl_context)
+        twin._pool = ConnectionPool(self.address, self._trust)
         return twin
 
     def close_idle(self) -> None:
@@ -179,7 +180,7 @@ class ConnectClient:
             try:
                 return attempt()
             except Unreachable as error:
-                if not self._reached:
+                if not self._reached or isinstance(error.__cause__, SSLCertVerificationError):
                     raise
                 patience.pause(error)
 
@@ -267,8 +268,17 @@ class ConnectClient:
                 raise TimeoutError(f"no answer from {self.address} in time") from error
             if self._pool.closed:
                 raise RuntimeError("this client is closed") from error
-            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise Unreachable(f"cannot reach {self.address}: {cause}", address=str(self.address)) from error
+            raise Unreachable(f"cannot reach {self.address}: {self._why(error)}", address=str(self.address)) from error
+
+    def _why(self, error: OSError | HTTPException) -> str:
+        if isinstance(error, SSLError):
+            from fluster.rpc.trust import why_untrusted
+
+            return why_untrusted(error)
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, RemoteDisconnected | ConnectionResetError) and not (self.address.tls or self._reached):
+            return f"{cause}; if it serves https, say https://{self.address.authority}"
+        return cause
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from ssl import SSLContext
+
+    from fluster.rpc.trust import Trust
 
 # The server keeps idle connections for 75 s: a client that drops them sooner never writes into a closing one.
 IDLE_S = 60.0
@@ -105,10 +106,10 @@ class _Connections:
 class ConnectionPool:
     """Connections to one server, safe to use from threads and after a fork."""
 
-    def __init__(self, address: Address, ssl_context: SSLContext | None = None) -> None:
+    def __init__(self, address: Address, trust: Trust | None = None) -> None:
         self.address = address
         self.closed = False
-        self._ssl_context = ssl_context
+        self._trust = trust
         # By process id: a child must neither use its parent's sockets nor wait for a lock that another thread held.
         self._by_pid: dict[int, _Connections] = {}
 
@@ -214,11 +215,11 @@ class ConnectionPool:
             raise
 
     def _wrap(self, sock: socket.socket) -> socket.socket:
-        if self._ssl_context is None:
-            from ssl import create_default_context
+        if self._trust is None:
+            from fluster.rpc.trust import Trust
 
-            self._ssl_context = create_default_context()
-        return self._ssl_context.wrap_socket(sock, server_hostname=self.address.host)
+            self._trust = Trust()
+        return self._trust.context(self.address).wrap_socket(sock, server_hostname=self.address.host)
 
 
 def _configure(sock: socket.socket) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -25,6 +25,51 @@ class _Phase(Enum):
     DONE = "done"  # nothing is owed: a request runs, or the connection is kept for the next
 
 
+class Stranger(Protocol):
+    """A connection that nothing has authenticated on."""
+
+    @property
+    def transport(self) -> Any:
+        """What carries it."""
+        ...
+
+
+class Strangers:
+    """Those of one server. When there are too many the oldest goes."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._waiting: dict[Stranger, None] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def admit(self, stranger: Stranger) -> bool:
+        """Counts it; false: the server has stopped, and it was sent away."""
+        if self.stopped:
+            stranger.transport.abort()
+            return False
+        self._waiting[stranger] = None
+        if len(self._waiting) > MAX_STRANGERS:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+        return True
+
+    def leave(self, stranger: Stranger) -> None:
+        """It is none any more, or is gone."""
+        self._waiting.pop(stranger, None)
+
+    def stop(self) -> None:
+        """What is still being accepted is sent away from now on."""
+        self.stopped = True
+
+    def abort(self) -> None:
+        """Sends all away."""
+        for stranger in list(self._waiting):
+            stranger.transport.abort()
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -33,10 +78,8 @@ class EdgeProtocol(HttpToolsProtocol):
     that have not authenticated yet only the youngest 512 stay.
     """
 
-    # Connections nothing has authenticated on, oldest first; each server has its own (`edge_protocol`).
-    strangers: dict[EdgeProtocol, None]
-    # The server has stopped: what was still being accepted is sent away.
-    stopped = False
+    # Each server has its own (`edge_protocol`).
+    strangers: Strangers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,24 +94,17 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def authenticated(self) -> None:
         """Somebody known speaks here: this connection no longer counts as a stranger."""
-        self.strangers.pop(self, None)
+        self.strangers.leave(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, and drop the oldest stranger when there are too many."""
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
-        if self.stopped:
-            transport.abort()
-            return
-        self.strangers[self] = None
-        if len(self.strangers) > MAX_STRANGERS:
-            oldest = next(iter(self.strangers))
-            del self.strangers[oldest]
-            oldest.transport.abort()
-        self._rearm()
+        if self.strangers.admit(self):
+            self._rearm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
-        self.strangers.pop(self, None)
+        self.strangers.leave(self)
         self._phase = _Phase.DONE
         self._rearm()
         super().connection_lost(exc)
@@ -186,4 +222,4 @@ class _Joined:
 
 def edge_protocol() -> type[EdgeProtocol]:
     """The protocol of one server: its strangers are counted apart from other servers'."""
-    return type("EdgeProtocol", (EdgeProtocol,), {"strangers": {}})
+    return type("EdgeProtocol", (EdgeProtocol,), {"strangers": Strangers()})

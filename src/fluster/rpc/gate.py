@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fluster.rpc.errors import WireError, refusal
+from fluster.rpc.trust import split_pin
 
 if TYPE_CHECKING:
     from fluster.rpc.edge import EdgeProtocol
@@ -47,6 +48,7 @@ class Application(Protocol):
 class _Call:
     identity: object
     gate: Gate
+    scope: Scope
 
 
 _call: ContextVar[_Call] = ContextVar("fluster_rpc_call")
@@ -67,9 +69,17 @@ def stopping() -> bool:
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:
-    """The bearer token among headers with lower-case names."""
+    """The bearer token among headers with lower-case names, without the pin that it may carry."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    return split_pin(token.strip())[0] or None if scheme.lower() == "bearer" else None
+
+
+def client_names() -> frozenset[str]:
+    """The URIs in the certificate that the caller's connection showed, which our authority signed; for handlers."""
+    scope = _call.get().scope
+    connection: EdgeProtocol | None = scope.get("state", {}).get("connection")
+    shown = connection.transport.get_extra_info("peercert") if connection is not None else None
+    return frozenset(value for kind, value in (shown or {}).get("subjectAltName", ()) if kind == "URI")
 
 
 class Gate:
@@ -82,6 +92,7 @@ class Gate:
             browser was led here by somebody's DNS.
         any_address: Accept every IP address as Host: for servers bound to all addresses. A rebound DNS name is none.
         refused: Told of each refusal: the error, the path, the client's address.
+        public: What anybody may GET, by path: PEM certificates.
     """
 
     def __init__(
@@ -92,8 +103,10 @@ class Gate:
         hosts: Iterable[str] = (),
         any_address: bool = False,
         refused: Callable[[WireError, str, str], None] | None = None,
+        public: Mapping[str, bytes] | None = None,
     ) -> None:
         self.stopping = False
+        self._public = public or {}
         self._applications = {application.path: application for application in applications}
         self._authenticate = authenticate
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
@@ -107,9 +120,13 @@ class Gate:
             return
         headers = _headers(scope["headers"])
         error, status = self._check_edge(scope, headers)
-        if error is None and scope["path"] == "/healthz" and scope["method"] in ("GET", "HEAD"):
-            await _respond(send, 200, b"ok", b"text/plain; charset=utf-8")
-            return
+        if error is None and scope["method"] in ("GET", "HEAD"):
+            if scope["path"] == "/healthz":
+                await _respond(send, 200, b"ok", b"text/plain; charset=utf-8")
+                return
+            if (content := self._public.get(scope["path"])) is not None:
+                await _respond(send, 200, content, b"application/x-pem-file")
+                return
         identity: object | None = None
         if error is None:
             error, status = _check_request(scope, headers)
@@ -141,7 +158,7 @@ class Gate:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        _call.set(_Call(identity, self))
+        _call.set(_Call(identity, self, scope))
         try:
             await application(scope, receive, send)
         except asyncio.CancelledError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -18,9 +18,10 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from fluster.rpc.codecs import JsonCodec
-from fluster.rpc.edge import edge_protocol
+from fluster.rpc.edge import EdgeProtocol, edge_protocol
 from fluster.rpc.errors import WireError, encode, refusal
 from fluster.rpc.gate import STOPPING, Application, Authenticate, Gate, stopping
+from fluster.rpc.handshake import Handshake
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -73,6 +74,7 @@ class RpcServer:
         hosts: What a Host header may name besides loopback and `host`.
         refused: Told of each refused request: the error, the path, the client's address.
         ssl_context: For https.
+        public: What anybody may GET, by path: PEM certificates.
     """
 
     def __init__(
@@ -85,9 +87,15 @@ class RpcServer:
         hosts: Iterable[str] = (),
         refused: Callable[[WireError, str, str], None] | None = None,
         ssl_context: SSLContext | None = None,
+        public: Mapping[str, bytes] | None = None,
     ) -> None:
         self._gate = Gate(
-            applications, authenticate, hosts=[*hosts, host], any_address=_is_wildcard(host), refused=refused
+            applications,
+            authenticate,
+            hosts=[*hosts, host],
+            any_address=_is_wildcard(host),
+            refused=refused,
+            public=public,
         )
         self._host = host
         self._port = port
@@ -124,15 +132,16 @@ class RpcServer:
         # ten times a second. Host and port, never a ready socket: one made without IPPROTO_TCP keeps Nagle's algorithm
         # on in asyncio, 40 ms for each call.
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: self._protocol(config=config, server_state=self._state, app_state={}),
-            host=self._host,
-            port=self._port,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=10 if self._ssl_context is not None else None,
-            backlog=2048,
+            lambda: self._make_protocol(config), host=self._host, port=self._port, backlog=2048
         )
         self._port = self._server.sockets[0].getsockname()[1]
         return self._port
+
+    def _make_protocol(self, config: Config) -> asyncio.Protocol:
+        def make() -> EdgeProtocol:
+            return self._protocol(config=config, server_state=self._state, app_state={})
+
+        return make() if self._ssl_context is None else Handshake(make, self._ssl_context, self._protocol.strangers)
 
     async def stop(self, *, grace_s: float = 0.1) -> None:
         """Stop listening, end what runs after `grace_s` (long polls and streams too), close all connections.
@@ -143,7 +152,7 @@ class RpcServer:
         if server is None:
             return
         server.close()
-        self._protocol.stopped = True
+        self._protocol.strangers.stop()
         await self._gate.drain(grace_s)
         for connection in list(self._state.connections):
             connection.shutdown()  # at once, or when its response is written
@@ -153,6 +162,7 @@ class RpcServer:
                     await asyncio.sleep(0.005)
         for connection in list(self._state.connections):
             connection.transport.abort()
+        self._protocol.strangers.abort()
         for task in list(self._state.tasks):
             task.cancel()
         for _ in range(_TURNS):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,13 +25,25 @@ class ServerThread:
         application: Makes what is served, with `connect_options`; called at each start.
         authenticate: Says who asks, by the headers.
         port: 0: any.
+        ssl_context: For https.
+        public: What anybody may GET.
 
     Attributes:
         refused: Each refused request: the error, the path, the client's address.
     """
 
-    def __init__(self, application: Callable[[], Application], authenticate: Authenticate, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        application: Callable[[], Application],
+        authenticate: Authenticate,
+        *,
+        port: int = 0,
+        ssl_context: SSLContext | None = None,
+        public: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.port = port
+        self._ssl_context = ssl_context
+        self._public = public
         self.refused: list[tuple[WireError, str, str]] = []
         self._application = application
         self._authenticate = authenticate
@@ -50,7 +63,7 @@ class ServerThread:
     @property
     def address(self) -> str:
         """Where it serves."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._ssl_context is None else 'https'}://127.0.0.1:{self.port}"
 
     @property
     def server(self) -> RpcServer:
@@ -100,6 +113,8 @@ class ServerThread:
             self._authenticate,
             port=self.port,
             refused=lambda error, path, client: self.refused.append((error, path, client)),
+            ssl_context=self._ssl_context,
+            public=self._public,
         )
         return await self._server.start()
 

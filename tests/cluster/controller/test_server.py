@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import signal
 import socket
@@ -238,8 +239,9 @@ def test_a_broken_disk_ends_the_process_with_an_error_after_telling_who_waits(tm
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--host", "0.0.0.0"], "0.0.0.0 is reachable from the network"),
-        (["--host", "192.0.2.1"], "192.0.2.1 is reachable from the network"),
+        (["--host", "0.0.0.0", "--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together"),
+        (["--insecure-plaintext-network", "--worker-certificates"], "exclude each other"),
+        (["--worker-certificates"], "--worker-certificates needs encrypted connections"),
         (["--port", "65536"], "port must be a whole number from 0 to 65535"),
         (["--port", "-1"], "port must be a whole number from 0 to 65535"),
         (["--worker-lease", "nan"], "worker_lease_s must be a number of seconds"),
@@ -257,6 +259,18 @@ def test_what_cannot_be_is_refused_with_one_line_and_exit_code_2(
     assert words in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_beyond_loopback_nothing_is_bound_that_cannot_be_encrypted(
+    tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as where the library was left out
+    assert main.main(["serve", "--state-dir", str(tmp_path / "state"), "--host", host]) == 2
+    told = capsys.readouterr().err
+    assert f"{host} is reachable from the network, and tokens would cross it in plain text" in told
+    assert told.count("\n") == 1
     assert not (tmp_path / "state").exists()
 
 

@@ -21,6 +21,7 @@ from fluster.cluster.tokens import TokenKind, secret_sha256
 from fluster.cluster.validation import check_id, check_int, check_seconds, refuse
 from fluster.errors import FailedPrecondition, NotPermitted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
+from fluster.rpc.trust import pinned
 
 _CHUNK_BYTES = 1024 * 1024
 _MAX_TOKEN_USES = 100_000
@@ -112,7 +113,8 @@ class Tokens:
         made = self._c.state.tokens.get(token_id)
         if made is None:
             raise FailedPrecondition(f"token {token_id} was made by this request before and has ended")
-        return pb.CreateTokenResponse(token_id=token_id, token=token, expires_at=made.expires_at)
+        given = pinned(token, self._c.pin)
+        return pb.CreateTokenResponse(token_id=token_id, token=given, expires_at=made.expires_at)
 
     def list(self) -> pb.ListTokensResponse:
         """Those that have not ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fluster.cluster.controller import view
 from fluster.cluster.controller.auth import Authenticator, Identity
@@ -20,6 +21,9 @@ from fluster.errors import JobNotFound, NotPermitted
 from fluster.rpc.gate import current_identity
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
+if TYPE_CHECKING:
+    from fluster.cluster.controller.tls import ServerTls
+
 
 @dataclass(frozen=True, slots=True)
 class Controller:
@@ -29,6 +33,7 @@ class Controller:
         namespace: The default one.
         page_key: Signs where listings go on.
         on_loopback: It is reached from its own machine alone, and so are its jobs.
+        tls: What its connections are encrypted with; `None`: they are not.
     """
 
     loop: Loop
@@ -39,6 +44,12 @@ class Controller:
     namespace: Namespace
     page_key: bytes
     on_loopback: bool = True
+    tls: ServerTls | None = None
+
+    @property
+    def pin(self) -> str | None:
+        """Of the authority that tokens name to those who are given them."""
+        return self.tls.pin if self.tls is not None else None
 
     @property
     def state(self) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.util
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluster.cluster.backend.local import LocalBackend, stop_local_workers
 from fluster.cluster.controller.core.rows import Resources
@@ -24,6 +26,9 @@ from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
 from fluster.errors import FlusterError
+
+if TYPE_CHECKING:
+    from fluster.cluster.controller.tls import TlsConfig
 
 BACKENDS = ("local", "none")
 _COLLECT_EVERY = 10_000
@@ -44,6 +49,9 @@ class ServeOptions:
         lifeline_fd: When its other end closes, everything ends: workers, jobs, this process.
         ephemeral: Remove the state directory when the lifeline ends it.
         shut_down_before: See `ControllerConfig`.
+        tls_cert, tls_key: Files of the operator's own certificate; `None`: the cluster's authority makes one.
+        public_names: By which others reach this machine.
+        worker_certificates: See `TlsConfig`.
     """
 
     state_dir: Path
@@ -61,6 +69,10 @@ class ServeOptions:
     lifeline_fd: int | None = None
     ephemeral: bool = False
     shut_down_before: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    public_names: tuple[str, ...] = ()
+    worker_certificates: bool = False
 
 
 def run(options: ServeOptions) -> int:
@@ -91,11 +103,33 @@ def end(state_dir: Path) -> None:
 def _check_bind(options: ServeOptions) -> None:
     if options.backend not in BACKENDS:
         raise ValueError(f"unknown backend {options.backend!r}; known are {', '.join(BACKENDS)}")
-    if not is_loopback(options.host) and not options.insecure_plaintext_network:
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise ValueError("--tls-cert and --tls-key belong together: one was given without the other")
+    if options.insecure_plaintext_network and (options.tls_cert is not None or options.worker_certificates):
+        raise ValueError("--insecure-plaintext-network and certificates exclude each other")
+    if _is_encrypted(options) and importlib.util.find_spec("cryptography") is None:
         raise ValueError(
-            f"{options.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback, "
-            "or give --insecure-plaintext-network where the network itself is trusted"
+            f"{options.host} is reachable from the network, and tokens would cross it in plain text: what encrypts is "
+            "missing (`pip install cryptography`); bind to loopback, or give --insecure-plaintext-network where the "
+            "network itself is trusted"
         )
+    if options.worker_certificates and not _is_encrypted(options):
+        raise ValueError("--worker-certificates needs encrypted connections: give --host or --tls-cert")
+
+
+def _is_encrypted(options: ServeOptions) -> bool:
+    """Beyond loopback always, unless the operator insists; on loopback when a certificate is given."""
+    if options.tls_cert is not None:
+        return True
+    return not (is_loopback(options.host) or options.insecure_plaintext_network)
+
+
+def _tls(options: ServeOptions) -> TlsConfig | None:
+    if not _is_encrypted(options):
+        return None
+    from fluster.cluster.controller.tls import TlsConfig
+
+    return TlsConfig(options.tls_cert, options.tls_key, options.public_names, options.worker_certificates)
 
 
 async def _serve(options: ServeOptions) -> int:
@@ -138,7 +172,10 @@ def _ended(fd: int, ended: asyncio.Event, stop: asyncio.Event) -> None:
 
 
 def _announcement(running: Running) -> str:
-    return json.dumps({"address": running.address, "token_file": str(running.token_file), "epoch": running.epoch})
+    told = {"address": running.address, "token_file": str(running.token_file), "epoch": running.epoch}
+    if running.ca_file is not None:
+        told["ca_file"] = str(running.ca_file)
+    return json.dumps(told)
 
 
 def _config(options: ServeOptions) -> ControllerConfig:
@@ -155,6 +192,7 @@ def _config(options: ServeOptions) -> ControllerConfig:
         settings=Settings(worker_lease_s=lease_s, backend=options.backend, pool=pool),
         take_over=options.take_over,
         shut_down_before=options.shut_down_before,
+        tls=_tls(options),
     )
 
 
@@ -199,7 +237,8 @@ def _options(arguments: argparse.Namespace) -> ServeOptions:
     options = ServeOptions(**given)
     if options.cpu is not None:
         check_cpu(options.cpu)
-    return replace(options, state_dir=options.state_dir.absolute())
+    names = tuple(options.public_names)
+    return replace(options, state_dir=options.state_dir.absolute(), public_names=names)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,6 +257,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--worker-lease", dest="worker_lease_s", type=float)
     serve.add_argument("--take-over", action="store_true")
     serve.add_argument("--insecure-plaintext-network", action="store_true")
+    serve.add_argument("--tls-cert", type=Path)
+    serve.add_argument("--tls-key", type=Path)
+    serve.add_argument("--public-name", dest="public_names", action="append", metavar="NAME")
+    serve.add_argument("--worker-certificates", action="store_true")
     serve.add_argument("--lifeline-fd", type=int)
     serve.add_argument("--ephemeral", action="store_true")
     serve.add_argument("--shut-down-before", action="store_true")

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fluster.cluster.backend.base import JoinsController, VMBackend
 from fluster.cluster.clocks import unix_clock
@@ -29,15 +29,21 @@ from fluster.cluster.controller.loading import load_state
 from fluster.cluster.controller.logstore import LogStore
 from fluster.cluster.controller.loop import Loop
 from fluster.cluster.controller.machine import this_machine
+from fluster.cluster.controller.names import reachable_host
 from fluster.cluster.controller.service import Authorization, ControllerServicer
 from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import AllocationId, Namespace
 from fluster.cluster.tokens import secret_sha256
 from fluster.cluster.validation import check_name
+from fluster.rpc.connection import Address
 from fluster.rpc.gate import bearer
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServiceASGIApplication
 from fluster.rpc.serve import RpcServer, connect_options
+from fluster.rpc.trust import AUTHORITY_PATH, pinned
+
+if TYPE_CHECKING:
+    from fluster.cluster.controller.tls import ServerTls, TlsConfig
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +63,7 @@ class ControllerConfig:
         take_over: End another controller that holds the state directory.
         shut_down_before: The cluster was shut down as a whole: none of the machines in the rows is there any more.
         token: The administrator's token instead of the state directory's own.
+        tls: How connections are encrypted; `None`: they are not.
     """
 
     state_dir: Path
@@ -67,6 +74,7 @@ class ControllerConfig:
     take_over: bool = False
     shut_down_before: bool = False
     token: str | None = None
+    tls: TlsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Running:
     """A controller that serves.
 
     Attributes:
+        ca_file: Certificate of the authority that clients have to believe; `None`: there is no such.
         failed: Done when a part of it has failed; the process must not go on.
     """
 
@@ -81,12 +90,13 @@ class Running:
     epoch: int
     token_file: Path
     state_dir: Path
+    ca_file: Path | None
     controller: Controller
     failed: asyncio.Future[None]
 
     def join_token(self, allocation_id: AllocationId) -> str:
         """The token by which the worker of that allocation joins."""
-        return self.controller.auth.allocation_token(allocation_id)
+        return pinned(self.controller.auth.allocation_token(allocation_id), self.controller.pin)
 
 
 class ControllerDaemon:
@@ -142,7 +152,8 @@ class ControllerDaemon:
             epoch,
             act=lambda: None if effects is None else effects.act(),
         )
-        controller = self._controller(stack, state_dir, store, loop, clock)
+        tls = self._tls()
+        controller = self._controller(stack, state_dir, store, loop, clock, tls)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._background(stack, failed, "loop", loop.run())
         if config.shut_down_before:
@@ -153,12 +164,19 @@ class ControllerDaemon:
             lambda headers: controller.auth.authenticate(bearer(headers)),
             host=config.host,
             port=config.port,
+            hosts=tls.names if tls is not None else (),
+            ssl_context=tls.context if tls is not None else None,
+            public={AUTHORITY_PATH: tls.authority.pem.encode()} if tls is not None else {},
         )
         port = await server.start()
         stack.push_async_callback(server.stop)
-        host = f"[{config.host}]" if ":" in config.host else config.host
+        if tls is not None:
+            await self._background(stack, failed, "certificate", tls.keep_valid())
+        host = reachable_host(config.host)
+        address = Address(host, port, tls is not None)
+        ca_file = state_dir.path / "ca.pem" if controller.pin is not None else None
         running = Running(
-            f"http://{host}:{port}", epoch, state_dir.admin_token_file, config.state_dir, controller, failed
+            str(address), epoch, state_dir.admin_token_file, config.state_dir, ca_file, controller, failed
         )
         if self._make_backend is not None:
             backends = _by_name(self._make_backend(running), config.settings)
@@ -169,8 +187,22 @@ class ControllerDaemon:
         stack.callback(state_dir.note_ending)
         return running
 
+    def _tls(self) -> ServerTls | None:
+        """What connections are encrypted with; the library for it is loaded only then."""
+        if self._config.tls is None:
+            return None
+        from fluster.cluster.controller.tls import ServerTls
+
+        return ServerTls(self._config.state_dir, self._config.tls, self._config.host)
+
     def _controller(
-        self, stack: AsyncExitStack, state_dir: StateDir, store: Store, loop: Loop, clock: Callable[[], float]
+        self,
+        stack: AsyncExitStack,
+        state_dir: StateDir,
+        store: Store,
+        loop: Loop,
+        clock: Callable[[], float],
+        tls: ServerTls | None,
     ) -> Controller:
         token = self._config.token or state_dir.admin_token
         auth = Authenticator(state_dir.cluster_key, secret_sha256(token), StateDirectory(lambda: loop.state))
@@ -179,7 +211,7 @@ class ControllerDaemon:
         stack.callback(logs.close)
         config = self._config
         return Controller(
-            loop, store, blobs, logs, auth, config.namespace, state_dir.cluster_key, is_loopback(config.host)
+            loop, store, blobs, logs, auth, config.namespace, state_dir.cluster_key, is_loopback(config.host), tls
         )
 
     async def _background(
@@ -248,11 +280,12 @@ class ControllerServer:
     Args:
         backend: Source of machines, closed by `shutdown`; `None`: workers join by themselves.
         namespace: Default of clients that name none.
-        host: Loopback: there is no TLS here.
+        host: Beyond loopback connections are encrypted, if not otherwise said then by an authority of its own.
         port: 0 takes any free one.
         state_dir: Kept; `None`: a temporary one, gone after `shutdown`.
         token: The administrator's; `None`: made, see `token`.
         settings: What the core decides by; `None`: with a backend one machine like this one is asked of it.
+        tls: How connections are encrypted.
     """
 
     def __init__(
@@ -265,13 +298,18 @@ class ControllerServer:
         state_dir: Path | str | None = None,
         token: str | None = None,
         settings: Settings | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
+        if tls is None and not is_loopback(host):
+            from fluster.cluster.controller.tls import TlsConfig
+
+            tls = TlsConfig()
         if settings is None:
             settings = Settings() if backend is None else Settings(backend="local", pool=(this_machine(),))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._state_dir = None if state_dir is None else Path(state_dir)
         name = Namespace(check_name(namespace, "namespace"))
-        self._config = ControllerConfig(Path(), name, host, port, settings, token=token)
+        self._config = ControllerConfig(Path(), name, host, port, settings, token=token, tls=tls)
         self._backend = backend
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], None] = lambda: None
@@ -308,6 +346,11 @@ class ControllerServer:
     def token(self) -> str:
         """The administrator's."""
         return self._config.token or self._serving().token_file.read_text().strip()
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The authority that clients have to believe; `None`: there is no such."""
+        return self._serving().ca_file
 
     def shutdown(self) -> None:
         """Stops serving; running jobs are left alone. Repeating is harmless."""

@@ -11,6 +11,7 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
+from fluster.cluster.controller.auth import Identity
 from fluster.cluster.controller.cluster_rpcs import Blobs, History, Machines, Tokens
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.endpoints import Endpoints
@@ -19,9 +20,10 @@ from fluster.cluster.controller.listing import Listing
 from fluster.cluster.controller.logs import Logs
 from fluster.cluster.controller.outcomes import Outcomes
 from fluster.cluster.controller.sync import Workers
+from fluster.cluster.tokens import TokenKind
 from fluster.errors import FlusterError
 from fluster.rpc.errors import refusal
-from fluster.rpc.gate import UNAUTHENTICATED
+from fluster.rpc.gate import UNAUTHENTICATED, client_names
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService
 
@@ -56,7 +58,7 @@ class Authorization:
     def _checked(self, rpc: str) -> Iterator[None]:
         who = self._c.caller()
         try:
-            if not self._c.auth.still_valid(who):
+            if not (self._c.auth.still_valid(who) and self._is_shown(who)):
                 error = refusal("unauthenticated", UNAUTHENTICATED)
                 raise ConnectError(Code(error.code), error.message, details=[error.info()])
             self._c.auth.authorize(who, rpc, self._c.loop.now())
@@ -64,6 +66,13 @@ class Authorization:
         except (FlusterError, ValueError, ConnectError) as error:
             _log.info("refused %s of %s: %s", rpc, who.actor, error)
             raise
+
+    def _is_shown(self, who: Identity) -> bool:
+        """Whether the caller's connection shows the certificate that its token is bound to, where one is."""
+        tls = self._c.tls
+        if tls is None or not tls.wants_worker_certificates or who.kind is not TokenKind.WORKER:
+            return True
+        return tls.uri_of(who.worker_id) in client_names()
 
 
 class ControllerServicer(ControllerService):

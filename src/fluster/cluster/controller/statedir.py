@@ -135,7 +135,7 @@ def _make_private(path: Path) -> None:
 
 
 def _admin_token(path: Path) -> str:
-    text = _secret(path, lambda: admin_token(new_secret()))
+    text = kept_secret(path, lambda: admin_token(new_secret()))
     parsed = parse_token(text)
     if parsed is None or parsed.kind is not TokenKind.ADMIN:
         raise StateDirError(path, "holds no administrator's token", "remove it to have a new one made")
@@ -144,7 +144,7 @@ def _admin_token(path: Path) -> str:
 
 def _cluster_key(path: Path) -> bytes:
     try:
-        key = bytes.fromhex(_secret(path, lambda: secrets.token_hex(_KEY_BYTES)))
+        key = bytes.fromhex(kept_secret(path, lambda: secrets.token_hex(_KEY_BYTES)))
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:
@@ -153,7 +153,7 @@ def _cluster_key(path: Path) -> bytes:
     return key
 
 
-def _secret(path: Path, make: Callable[[], str]) -> str:
+def kept_secret(path: Path, make: Callable[[], str]) -> str:
     """The text in the file; what `make` gives is put there the first time."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -77,7 +77,12 @@ class Workers:
             controller_epoch=self._c.loop.epoch,
             controller_incarnation=self._c.loop.incarnation,
             lease_s=self._c.state.settings.worker_lease_s,
+            certificate=self._certificate(worker_id, request.certificate_request),
         )
+
+    def _certificate(self, worker_id: WorkerId, request: bytes) -> bytes:
+        tls = self._c.tls
+        return tls.worker_certificate(worker_id, request) if tls is not None and request else b""
 
     def _check_may_join(self, who: Identity, worker_id: WorkerId, allocation_id: AllocationId) -> None:
         """A worker speaks for itself and its own allocation.

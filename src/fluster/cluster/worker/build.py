@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fluster.cluster.attempt.files import write_atomically
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.gpu import Gpus
@@ -63,6 +64,9 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site) -> 
     python, prefix = await _interpreter(environment, site, is_callable=command is None)
     if command is None:
         await _provide_entrypoint(folder, spec, site.delivery)
+    if site.around.ca_file is not None:
+        # A copy: the worker's own directory may be closed to the attempt.
+        write_atomically(folder.authority, site.around.ca_file.read_bytes())
     notes = await _hand_out(folder.uid, spec, notes, site)
     variables = task_variables(
         folder,

@@ -21,6 +21,7 @@ class WorkerConfig:
         controller: Its address; `None`: a standalone worker.
         token_file: Holds a join token, for a worker the controller does not know yet; of a standalone worker the
             token its callers show (made when there is none).
+        ca_file: The authority that vouches for the controller; `None`: what the join token names, else the system's.
         state_dir: Kept: who this worker is, and its attempts.
         runtime: "auto" or "process".
         python: Interpreter of callables that ask for none; `None`: the daemon's own.
@@ -40,6 +41,7 @@ class WorkerConfig:
 
     controller: str | None = None
     token_file: Path | None = None
+    ca_file: Path | None = None
     state_dir: Path = field(default_factory=default_state_dir)
     runtime: str = "auto"
     python: str | None = None

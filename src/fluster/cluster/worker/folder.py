@@ -20,7 +20,7 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import ExitReport, Payload
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SPEC, _NOTES, _REPORT, _TOKEN = "spec", "notes.", "report", "token"
-_WORK, _TMP = "work", "tmp"
+_WORK, _TMP, _AUTHORITY = "work", "tmp", "ca.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,11 @@ class Folder:
     def token(self) -> Path:
         """For the attempt's own eyes."""
         return self.path / _TOKEN
+
+    @property
+    def authority(self) -> Path:
+        """Whom the attempt is to believe about the controller."""
+        return self.path / _AUTHORITY
 
     @property
     def work(self) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from fluster.cluster.attempt import proc
-from fluster.cluster.context import read_token_file
 from fluster.cluster.worker import files, machine, network
+from fluster.cluster.worker.credentials import Credentials
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.link import ControllerLink
 from fluster.cluster.worker.logs import LogShipper
@@ -21,6 +22,7 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import WorkerResources
 
 # What cpu and memory do not bound is bounded by processes: each attempt has two.
 _MAX_JOBS = 1000
+_LOOK_S = 3600.0
 
 
 async def serve_joined(parts: Parts, controller: str) -> None:
@@ -32,7 +34,8 @@ async def serve_joined(parts: Parts, controller: str) -> None:
     """
     config, state = parts.config, parts.state
     files.come_back(config.state_dir)
-    link = ControllerLink(controller, state.identity.token)
+    credentials = Credentials(config, controller)
+    link = ControllerLink(controller, state.identity.token, credentials)
     parts.stack.callback(link.close)
     advertise_host = config.advertise_host or network.address_towards(controller)
     port = config.port or network.free_port(config.host)
@@ -42,7 +45,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         link,
         state,
         _about(parts, network.joined(config.host, port), advertise_host),
-        join_token=lambda: read_token_file(config.token_file) if config.token_file is not None else None,
+        join_token=credentials.join_token,
         clock=steady_clock(clock),
         idle_exit_s=config.exit_when_idle_s,
     )
@@ -52,7 +55,12 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         config.max_jobs or _MAX_JOBS,
         state_dir=config.state_dir,
         surroundings=Surroundings(
-            state.identity.worker_id, link.address, advertise_host, dict(os.environ), has_gpus=parts.gpus.count > 0
+            state.identity.worker_id,
+            link.address,
+            advertise_host,
+            dict(os.environ),
+            has_gpus=parts.gpus.count > 0,
+            ca_file=credentials.ca_file,
         ),
         gpus=parts.gpus,
         python=config.python,
@@ -61,11 +69,12 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         may_start=sync.has_lease,
     )
     parts.stack.push_async_callback(manager.close)
+    renewing = parts.spawn(_keep_certificate(credentials, sync))
     syncing, shipping = parts.spawn(sync.run(manager)), parts.spawn(shipper.run())
     api = OwnApi(config, state, manager, joined=True)
     parts.stack.push_async_callback(api.stop)
     serving = parts.spawn(_serve_own_api(api, port, sync))
-    await parts.ending.wait(manager, parts.warm, shipping, serving, until=syncing)
+    await parts.ending.wait(manager, parts.warm, shipping, serving, renewing, until=syncing)
     await _end(parts, manager, has_left=syncing.done() and sync.has_left)
 
 
@@ -73,6 +82,14 @@ async def _serve_own_api(api: OwnApi, port: int, sync: Sync) -> None:
     await api.start(port)
     sync.serves_at(api.address)
     print(api.announcement(), flush=True)
+
+
+async def _keep_certificate(credentials: Credentials, sync: Sync) -> None:
+    """Has the certificate renewed in time, where this worker shows one."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if credentials.shows_one and await asyncio.to_thread(credentials.due):
+            sync.introduce_again()
 
 
 async def _end(parts: Parts, manager: JobManager, *, has_left: bool) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fluster.cluster.worker.credentials import Credentials
 from fluster.cluster.worker.delivery import sha256_of
 from fluster.cluster.worker.outcome import open_result
 from fluster.rpc.client import ConnectClient
@@ -39,8 +40,10 @@ R = TypeVar("R")
 class ControllerLink:
     """The controller at one address. Nothing is tried again here: when, and with what, is the callers' to decide."""
 
-    def __init__(self, address: str, token: str) -> None:
-        self._client = ConnectClient(address, _SERVICE, token=token, retry_s=0.0, known=True)
+    def __init__(self, address: str, token: str, credentials: Credentials | None = None) -> None:
+        trust = credentials.trust if credentials is not None else None
+        self._credentials = credentials
+        self._client = ConnectClient(address, _SERVICE, token=token, retry_s=0.0, known=True, trust=trust)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fluster-link")
 
     @property
@@ -53,9 +56,8 @@ class ControllerLink:
         self._client.token = token
 
     async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
-        """RegisterWorker."""
-        call = self._client.unary
-        return await self._in_thread(call, "RegisterWorker", request, RegisterWorkerResponse, timeout_s=_CALL_S)
+        """RegisterWorker; a certificate that comes with the answer is shown from then on."""
+        return await self._in_thread(self._register, request)
 
     async def sync(self, request: SyncWorkerRequest, timeout_s: float) -> SyncWorkerResponse:
         """SyncWorker; the controller may hold it."""
@@ -90,6 +92,15 @@ class ControllerLink:
 
     async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    def _register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
+        credentials = self._credentials
+        request.certificate_request = credentials.request() if credentials is not None else b""
+        response = self._client.unary("RegisterWorker", request, RegisterWorkerResponse, timeout_s=_CALL_S)
+        if credentials is not None and response.certificate:
+            credentials.take(response.certificate)
+            self._client.close_idle()  # connections that showed none are worth nothing any more
+        return response
 
     def _put_blob(self, path: Path) -> str:
         with open_result(path) as file:

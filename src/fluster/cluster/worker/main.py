@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve; without --controller alone, through its own API")
     serve.add_argument("--controller", metavar="URL")
     serve.add_argument("--token-file", type=Path)
+    serve.add_argument("--ca-file", type=Path)
     serve.add_argument("--state-dir", type=Path)
     serve.add_argument("--runtime", choices=("auto", "process"))
     serve.add_argument("--python", metavar="PATH", help="interpreter of callables that ask for none")

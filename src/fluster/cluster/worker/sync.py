@@ -108,8 +108,12 @@ class Sync:
         """Where this worker's own service answers, if not where it was announced."""
         if self._about.address != address:
             self._about.address = address
-            self._is_registered = False
-            self._rung.set()
+            self.introduce_again()
+
+    def introduce_again(self) -> None:
+        """Registers once more: what this worker says of itself, or what it shows, is to be renewed."""
+        self._is_registered = False
+        self._rung.set()
 
     async def run(self, manager: JobManager) -> None:
         """Returns when the controller lets this worker go, or when it has neither a controller nor anything to do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fluster.cluster.worker.folder import Folder
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
@@ -23,6 +24,7 @@ class Surroundings:
         advertise_host: Where this worker's jobs can be reached.
         base: The worker's own environment.
         has_gpus: The machine's GPUs are handed out, so that an attempt without any sees none.
+        ca_file: The authority that vouches for the controller; `None`: none needs to be named.
     """
 
     worker_id: str
@@ -30,6 +32,7 @@ class Surroundings:
     advertise_host: str = "127.0.0.1"
     base: Mapping[str, str] = field(default_factory=dict)
     has_gpus: bool = False
+    ca_file: Path | None = None
 
 
 def task_variables(
@@ -76,6 +79,8 @@ def _identity(folder: Folder, spec: AttemptSpec, around: Surroundings) -> dict[s
     }
     if spec.token or folder.token.exists():
         told["TOKEN_FILE"] = str(folder.token)
+    if around.ca_file is not None:
+        told["CA_FILE"] = str(folder.authority)
     return {f"{_OURS}{key}": value for key, value in told.items() if value}
 
 
