@@ -49,6 +49,20 @@ def test_a_process_killed_before_the_first_call_is_unavailable(there: There, way
     fails_soon(lambda: there.pool.call().add(1), time.monotonic())
 
 
+def test_calls_of_an_actor_that_is_gone_get_errors_of_their_own(there: There, way: str) -> None:
+    worker = there.call()
+    there.kill()
+    for _ in range(3):
+        with pytest.raises(ActorUnavailable) as caught:
+            worker.add(1)
+    last = caught.value
+    with pytest.raises(ActorUnavailable) as caught:
+        worker.add(1)
+    # One that all share would grow by the frames of everybody who raised it, and keep what they refer to.
+    assert caught.value is not last
+    assert len(caught.traceback) < 20
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.0005, 0.002, 0.01, 0.05])
 def test_a_kill_at_any_moment_of_a_call_ends_it(there: There, way: str, delay_s: float) -> None:
     """The moment is what is tried out: while the argument is on its way, while it runs, while the result is."""

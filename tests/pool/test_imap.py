@@ -181,7 +181,7 @@ def test_progress_is_told_by_one_thread_and_at_the_end(cluster: LocalCluster) ->
 
 
 def test_a_bar_given_instead_of_a_progress_hook_is_refused_with_the_cure(cluster: LocalCluster) -> None:
-    with pytest.raises(ValueError, match="bar.update"):
+    with pytest.raises(ValueError, match=r"bar\.update"):
         WorkerPool(cluster, 1, SMALL, progress=object())  # type: ignore[arg-type]
 
 

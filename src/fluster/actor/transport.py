@@ -85,7 +85,7 @@ class Channel:
         self._writer: threading.Thread | None = None
         self._to_write = threading.Lock()
         self._to_write.acquire()
-        self._gone: Exception | None = None
+        self._gone: str | None = None  # why
 
     @property
     def gone(self) -> bool:
@@ -187,7 +187,7 @@ class Channel:
     def close(self) -> None:
         """Ends the connection; calls without a reply fail."""
         with self._sending:
-            self._leave(ActorUnavailable("the connection to the actor was closed by this program"))
+            self._leave("the connection to the actor was closed by this program")
         self._fail_all()
         release(self._to_write)
         for thread in (self._reader, self._writer, self._clock.close(), self._teller.close()):
@@ -220,7 +220,7 @@ class Channel:
                 f"the call's arguments take {size:,} bytes, more than the {limit:,} that may travel"
             )
         if self._gone is not None:
-            raise NotRun(self._gone)
+            raise NotRun(ActorUnavailable(self._gone))
         deadline = None if timeout is None else time.monotonic() + timeout
         pending = Pending(next(self._ids), body, flags, deadline)
         if buffers:
@@ -327,17 +327,17 @@ class Channel:
         began = self._lost_at if self._lost_at is not None else time.monotonic()
         while True:
             if self._gone is not None:
-                raise NotRun(self._gone)
+                raise NotRun(ActorUnavailable(self._gone))
             if deadline is not None and time.monotonic() >= deadline:
                 raise too_late()
             try:
                 return self._connected(min(began + GIVE_UP_S, deadline or float("inf")))
             except (ConnectionRefusedError, Impostor, Refused) as error:
-                self._leave(ActorUnavailable(f"the actor's server at {self.address} is gone: {error}"))
+                self._leave(f"the actor's server at {self.address} is gone: {error}")
             except (OSError, EOFError) as error:
                 if time.monotonic() - began >= GIVE_UP_S:
                     why = f"the actor's server at {self.address} could not be reached for {GIVE_UP_S:g} s: {error}"
-                    self._leave(ActorUnavailable(why))
+                    self._leave(why)
                 elif deadline is None or time.monotonic() < deadline:
                     time.sleep(_PAUSE_S)
 
@@ -389,24 +389,25 @@ class Channel:
         while self._hung_up:
             self._hung_up.popleft().close()
 
-    def _leave(self, error: Exception) -> None:
+    def _leave(self, why: str) -> None:
         """The registration is gone: nothing is sent any more. `_fail_all` tells who waits, without `_sending`."""
         with self._changed:
             if self._gone is None:
-                self._gone = error
+                self._gone = why
             link, self._link = self._link, None
             self._changed.notify_all()
         if link is not None:
             self._hang_up(link, bye=True)
 
     def _fail_all(self) -> None:
-        error = self._gone
-        assert error is not None
+        why = self._gone
+        assert why is not None
         while self._pending:
             try:
                 _, pending = self._pending.popitem()
             except KeyError:
                 break
+            error = ActorUnavailable(why)  # for each its own: whoever raises one lengthens its traceback
             pending.error = error if pending.sent else NotRun(error)
             self._settle(pending)
 
@@ -542,7 +543,7 @@ class Channel:
             link.reader.borrowed.drop(frame.call_id)
         elif kind == Kind.BYE:
             with self._changed:
-                self._gone = self._gone or ActorUnavailable(f"the actor's server at {self.address} shuts down")
+                self._gone = self._gone or f"the actor's server at {self.address} shuts down"
 
     def _settle(self, pending: Pending) -> None:
         """The call has its reply, or never gets one."""
