@@ -15,6 +15,7 @@ SECRET = "0123456789abcdef" * 4
     ("token", "expected"),
     [
         (tokens.admin_token(SECRET), ParsedToken(TokenKind.ADMIN, "", SECRET)),
+        (tokens.user_token("user-1", SECRET), ParsedToken(TokenKind.USER, "user-1", SECRET)),
         (tokens.attempt_token(AttemptUid("a-1"), SECRET), ParsedToken(TokenKind.ATTEMPT, "a-1", SECRET)),
         (tokens.worker_token(WorkerId("w_1_x"), SECRET), ParsedToken(TokenKind.WORKER, "w_1_x", SECRET)),
         (tokens.join_token("alloc-local-1", SECRET), ParsedToken(TokenKind.JOIN, "alloc-local-1", SECRET)),
@@ -35,6 +36,7 @@ def test_a_composed_token_is_taken_apart_again(token: str, expected: ParsedToken
         f"fla_x_{SECRET}",
         f"flt_{SECRET}",
         f"flt__{SECRET}",
+        f"flu_{SECRET}",
         f"flx_a_{SECRET}",
         f"flt_a b_{SECRET}",
         f"flt_{'a' * 500}_{SECRET}",

@@ -21,6 +21,7 @@ from fluster.cluster.controller.core.rows import (
     Row,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.core.state import (
@@ -49,6 +50,8 @@ def rebuild(rows: Rows) -> State:
     jobs = {row.job_id: row for row in of_kind(rows, JobRow)}
     for token in of_kind(rows, TokenRow):
         state.tokens[token.token_id] = token
+    for user in of_kind(rows, UserRow):
+        state.users[user.name] = user
     for job in jobs.values():
         if job.outcome is None:
             index_job(state, job)
@@ -91,8 +94,8 @@ def check(state: State, rows: Rows, *, shrunk: Collection[str] = ()) -> None:
 
 
 _FROM_ROWS = (
-    *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens"),
-    *("held", "children", "parents", "endpoints_by_name", "endpoints_by_attempt"),
+    *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens", "users"),
+    *("held", "children", "parents", "jobs_by_user", "endpoints_by_name", "endpoints_by_attempt"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from fluster.cluster.controller.core.events import (
     Observed,
     TerminationRequested,
     TimePassed,
+    TokenCreated,
     WorkerRegistered,
     WorkerSynced,
 )
@@ -199,6 +201,7 @@ class Scenario:
         priority: int = 1,
         retry: Retry | None = None,
         parent: str | None = None,
+        user: str = "",
         scheduling_timeout_s: float | None = None,
     ) -> JobId:
         """A job whose id is its name."""
@@ -207,7 +210,8 @@ class Scenario:
                 job_id=JobId(name),
                 name=name,
                 namespace=Namespace("default"),
-                owner="admin",
+                owner=f"user:{user}" if user else "admin",
+                user=user,
                 parent=None if parent is None else JobId(parent),
                 depth=0 if parent is None else self.job(parent).depth + 1,
                 priority=priority,
@@ -222,6 +226,13 @@ class Scenario:
                 submitted_at=self.now,
             )
         )[0]
+
+    def user(self, name: str, **quota: int | None) -> None:
+        """A token is made for the user; what is not named of the quota stays as it was."""
+        self._names += 1
+        token = TokenRow(f"t{self._names}", "0" * 64, 0, math.inf, self.now, user=name, namespace=Namespace("default"))
+        request = RequestRow("admin", f"request-{self._names}", "CreateToken", "0" * 64, token.token_id, self.now)
+        self.apply(TokenCreated(token, request, "admin", tuple(quota.items())))
 
     def submit(self, *jobs: JobRow) -> list[JobId]:
         self._names += 1

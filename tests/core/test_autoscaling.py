@@ -74,6 +74,19 @@ def test_machines_on_their_way_are_given_to_those_who_wait_before_more_are_asked
     assert len(rows(scenario)) == 2
 
 
+def test_what_waits_for_its_users_quota_brings_none() -> None:
+    scenario = cluster(NEAR)
+    scenario.user("alice", cpu_milli=4_000)
+    for name in "abc":
+        scenario.launch(name, cpu=2, user="alice")
+    scenario.turn()
+    (row,) = rows(scenario)
+    comes(scenario, row)
+    scenario.turn()
+    assert len(rows(scenario)) == 1
+    assert scenario.reason("c") == "the quota of user alice is 4 cpu, 4 used, 2 needed"
+
+
 def test_what_fits_on_machines_that_are_there_brings_none() -> None:
     scenario = cluster(NEAR)
     scenario.worker("w")

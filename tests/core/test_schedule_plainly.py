@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from tests.core.scenario import GB, Scenario
 
-from fluster.cluster.controller.core.capacity import Slot, fits, slice_of
+from fluster.cluster.controller.core.capacity import Slot, Use, fits, slice_of
 from fluster.cluster.controller.core.events import GangPlaced, Member
 from fluster.cluster.controller.core.hold import Hold, choose
 from fluster.cluster.controller.core.outline import asks_no_less, least
 from fluster.cluster.controller.core.rows import JobRow, Resources
 from fluster.cluster.controller.core.schedule import schedule
+from fluster.cluster.controller.core.shares import use_of
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import WorkerId
 from fluster.cluster.states import TaskState
@@ -24,24 +26,71 @@ def plainly(state: State, now: float) -> tuple[list[GangPlaced], Hold | None]:
     for worker in state.ready_workers():
         left = state.room(worker)
         slots[worker.worker_id] = Slot(worker, left, left)
+    uses = {job.user: use_of(state, job.user) for job in state.jobs.values()}
     placed, hold = [], None
-    for job in sorted(state.jobs.values(), key=lambda job: (-job.priority, job.submitted_at, job.job_id)):
+    waiting = list(gangs(state, now))
+    held = state.hold if isinstance(state.hold, Hold) else None
+    while waiting:
+        job, tasks = gang = min(waiting, key=lambda gang: order(gang, waiting, uses, slots, held))
+        waiting.remove(gang)
+        if exceeds(state, job, len(tasks), uses[job.user]):
+            continue
+        found = whole_slices(list(slots.values()), job) if job.slice_hosts else one_by_one(slots, job, len(tasks))
+        if len(found) == len(tasks):
+            for slot in found:
+                slot.take(job.resources)
+            uses[job.user].add(job.resources, len(tasks))
+            members = (Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True))
+            placed.append(GangPlaced(job.job_id, tuple(members)))
+        elif hold is None:
+            hold = choose(state, slots, job, tasks, now)
+            for worker_id in hold.places if hold else ():
+                slots[worker_id].hold_back(job.resources)
+    return placed, hold
+
+
+def gangs(state: State, now: float) -> Iterator[tuple[JobRow, range]]:
+    for job in state.jobs.values():
         for head in state.gang_heads(job):
             task = state.tasks[job.job_id][head]
-            if job.stop_at is not None or task.state is not TaskState.PENDING or task.not_before > now:
-                continue
-            tasks = state.gang_tasks(job, head)
-            found = whole_slices(list(slots.values()), job) if job.slice_hosts else one_by_one(slots, job, len(tasks))
-            if len(found) == len(tasks):
-                for slot in found:
-                    slot.take(job.resources)
-                members = (Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True))
-                placed.append(GangPlaced(job.job_id, tuple(members)))
-            elif hold is None:
-                hold = choose(state, slots, job, tasks, now)
-                for worker_id in hold.places if hold else ():
-                    slots[worker_id].hold_back(job.resources)
-    return placed, hold
+            if job.stop_at is None and task.state is TaskState.PENDING and task.not_before <= now:
+                yield job, state.gang_tasks(job, head)
+
+
+def order(
+    gang: tuple[JobRow, range],
+    waiting: list[tuple[JobRow, range]],
+    uses: dict[str, Use],
+    slots: dict[WorkerId, Slot],
+    held: Hold | None,
+) -> tuple[int, float, float, str, int]:
+    """Priority, then who uses least, but first whose gang room is held for, then age."""
+    job, tasks = gang
+    holders = {
+        j.user for j, t in waiting if held and (j.job_id, t[0], j.priority) == (held.job_id, held.head, job.priority)
+    }
+    share = -1.0 if job.user in holders else share_of(uses[job.user], slots)
+    return -job.priority, share, job.submitted_at, job.job_id, tasks[0]
+
+
+def share_of(use: Use, slots: dict[WorkerId, Slot]) -> float:
+    have = [slot.worker.resources for slot in slots.values()]
+    cpu, memory, gpu = (
+        sum(each.cpu_milli for each in have),
+        sum(each.memory_bytes for each in have),
+        sum(each.gpu for each in have),
+    )
+    return max(use.cpu_milli / (cpu or 1), use.memory_bytes / (memory or 1), use.gpu / (gpu or 1))
+
+
+def exceeds(state: State, job: JobRow, count: int, use: Use) -> bool:
+    quota, need = state.quota(job.user), job.resources
+    pairs = (
+        (quota.cpu_milli, use.cpu_milli + count * need.cpu_milli),
+        (quota.memory_bytes, use.memory_bytes + count * need.memory_bytes),
+        (quota.gpu, use.gpu + count * need.gpu),
+    )
+    return any(limit is not None and there > limit for limit, there in pairs)
 
 
 def one_by_one(slots: dict[WorkerId, Slot], job: JobRow, count: int) -> list[Slot]:
@@ -80,7 +129,7 @@ def somewhere(scenario: Scenario, chance: random.Random) -> None:
         scenario.machine(f"s{index}", f"t{index}a", f"t{index}b", tpu_variant="v5litepod-8")
 
 
-def something(scenario: Scenario, chance: random.Random, name: str) -> None:
+def something(scenario: Scenario, chance: random.Random, name: str, *, several: bool) -> None:
     """A job of any shape."""
     if chance.random() < 0.15:
         slices = chance.randint(1, 2)
@@ -95,6 +144,7 @@ def something(scenario: Scenario, chance: random.Random, name: str) -> None:
         gpu=chance.choice([0, 0, 0, 1, 2]),
         gpu_variant=chance.choice(["auto", "A100", "h100"]),
         priority=chance.randrange(3),
+        user=chance.choice(["", "alice", "bob"]) if several else "",
     )
 
 
@@ -103,9 +153,13 @@ def test_shortcuts_change_nothing(seed: int) -> None:
     chance = random.Random(seed)
     scenario = Scenario()
     somewhere(scenario, chance)
+    several = seed % 2 == 1
+    if several:
+        scenario.user("alice", cpu_milli=chance.choice([None, 6000]), memory_bytes=chance.choice([None, 12 * GB]))
+        scenario.user("bob", gpu=chance.choice([None, 0, 1]))
     for round_ in range(6):
         for index in range(chance.randint(1, 12)):
-            something(scenario, chance, f"j{round_}-{index}")
+            something(scenario, chance, f"j{round_}-{index}", several=several)
             scenario.now += chance.choice([0, 1])
         decision = schedule(scenario.state, scenario.now)
         assert (decision.placed, decision.hold) == plainly(scenario.state, scenario.now)

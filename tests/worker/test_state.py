@@ -24,7 +24,7 @@ def test_the_token_names_the_worker_and_the_hash_fits_it(tmp_path: Path) -> None
         token = parse_token(state.identity.token)
         assert token is not None
         assert (token.kind, token.subject) == (TokenKind.WORKER, "w-1")
-        assert state.identity.sha256 == secret_sha256(token.secret)
+        assert state.identity.next_sha256 == secret_sha256(token.secret)
 
 
 def test_being_registered_is_remembered(tmp_path: Path) -> None:
@@ -82,3 +82,34 @@ def test_clocks_do_not_run_backwards() -> None:
     for same_machine in (True, False):
         clock = steady_clock(lease_clock(same_machine=same_machine))
         assert clock() <= clock()
+
+
+def test_each_daemon_has_a_secret_of_its_own_once_a_controller_has_taken_it(tmp_path: Path) -> None:
+    with closing(WorkerState(tmp_path / "w")) as first:
+        first.renew_secret()
+        assert first.identity.next_token == first.identity.token  # nobody knows it yet: one is enough
+        first.registered()
+        old = first.identity.token
+    with closing(WorkerState(tmp_path / "w")) as crashed:
+        crashed.renew_secret()
+        offered = crashed.identity.next_token
+        assert (crashed.identity.token, offered != old) == (old, True)
+    with closing(WorkerState(tmp_path / "w")) as again:
+        again.renew_secret()
+        assert (again.identity.token, again.identity.next_token) == (old, offered)  # either may be the one that is good
+        again.registered()
+        assert again.identity.token == again.identity.next_token == offered
+    with closing(WorkerState(tmp_path / "w")) as last:
+        assert (last.identity.token, last.identity.registered) == (offered, True)
+
+
+def test_a_full_disk_leaves_a_worker_the_secret_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(WorkerState(tmp_path / "w")) as state:
+        state.registered()
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("fluster.cluster.worker.state.write_atomically", full)
+        state.renew_secret()
+        assert state.identity.next_token == state.identity.token

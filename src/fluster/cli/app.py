@@ -80,6 +80,17 @@ WORKER = LazyGroup(
     },
     help="The processes that run jobs, one on each machine.",
 )
+TOKEN = LazyGroup(
+    "token",
+    {
+        "Commands": {
+            "create": Entry("tokens:token_create", "Make a token for a user, with quotas."),
+            "list": Entry("tokens:token_list", "List tokens, and what users use of their quotas."),
+            "revoke": Entry("tokens:token_revoke", "End a token, or all of a user."),
+        }
+    },
+    help="Users of a cluster, and what they may have. For administrators.",
+)
 CONFIG = LazyGroup(
     "config",
     {"Commands": {"show": Entry("settings:config_show", "What holds here, and who says so.")}},
@@ -96,11 +107,12 @@ ROOT = LazyGroup(
             "wait": Entry("ends:wait", "Wait until a job has ended."),
             "stop": Entry("ends:stop", "Stop a job and everything it started."),
             "why": Entry("jobs:why", "What a job waits for, or why it ended and what to do."),
-            "events": Entry("jobs:events", "What happened to a job, step by step."),
+            "events": Entry("events:events", "What happened to a job, step by step."),
         },
         "Cluster": {
             "workers": Entry("machines:workers", "List workers, with what they have and have left."),
             "endpoints": Entry("machines:endpoints", "List the endpoints that jobs registered."),
+            "token": Entry("app:TOKEN", "Make, list and revoke tokens of users."),
             "config": Entry("app:CONFIG", "Which cluster commands mean."),
         },
         "Clusters of your own": {

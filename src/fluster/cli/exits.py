@@ -24,6 +24,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class NotThere(FlusterError):
+    """What was named on the command line is not there."""
+
+
 class NoCluster(Unreachable):
     """A command needs a cluster, and none is configured."""
 
@@ -64,6 +68,8 @@ def _verdict(error: BaseException) -> tuple[ExitCode, str]:
         case JobNotFound():
             # The library's text names its own method.
             return ExitCode.NOT_FOUND, error.message.replace("`Cluster.list_jobs()`", "`fluster jobs`")
+        case NotThere():
+            return ExitCode.NOT_FOUND, error.message
         case NotPermitted():
             return ExitCode.NOT_PERMITTED, error.message
         case Unreachable():

@@ -1,4 +1,4 @@
-"""Reading commands on jobs: `jobs`, `status`, `why`, `events`."""
+"""Reading commands on jobs: `jobs`, `status`, `why`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluster.cli.terminal import print_facts, print_json, print_line, print_tabl
 from fluster.cluster.states import JobStatus
 
 if TYPE_CHECKING:
-    from fluster.cluster.types import Event, Explanation, JobInfo, TaskStatus
+    from fluster.cluster.types import Explanation, JobInfo, TaskStatus
 
 _STATUSES = [str(status) for status in JobStatus]
 
@@ -143,33 +143,3 @@ def _explanation_lines(explanation: Explanation) -> Iterator[str]:
         first, *rest = reason.splitlines() or [""]
         yield f"  {first}"
         yield from (f"    {line}" for line in rest)
-
-
-@click.command()
-@job_argument
-@json_option
-@cluster_option
-def events(job: str, as_json: bool, cluster: str | None) -> None:
-    """What happened to a job, step by step, and who caused it.
-
-    JOB is a job's id, or its name while it is the only unfinished one with that name.
-    """
-    with open_cluster(cluster) as client:
-        found = client.events(find_job(client, job).job_id)
-    if as_json:
-        print_json(found)
-    else:
-        columns = ("TIME", "EVENT", ">TASK", ">ATTEMPT", "WORKER", "BY", "MESSAGE")
-        print_table(columns, [_event_row(event) for event in found], empty="no events")
-
-
-def _event_row(event: Event) -> tuple[str, ...]:
-    return (
-        f"{format_time(event.timestamp)}.{int(event.timestamp * 1000) % 1000:03d}",
-        event.kind,
-        "" if event.task is None else str(event.task),
-        str(event.attempt or ""),
-        event.worker_id or "",
-        event.actor,
-        event.message,
-    )

@@ -1,6 +1,7 @@
 """What bearer tokens look like: composed by workers and the controller, taken apart by the controller.
 
     fla_<secret>                    the administrator
+    flu_<token id>_<mac>            a user
     flt_<attempt uid>_<mac>         a running attempt
     flw_<worker id>_<secret>        a worker; it made the secret itself, the controller keeps its sha256
     flj_<join token id>_<mac>       whoever may register a worker
@@ -20,13 +21,16 @@ from enum import StrEnum
 from fluster.cluster.ids import AttemptUid, WorkerId
 
 MAX_TOKEN_CHARS = 512
-_TOKEN = re.compile(r"(?P<kind>fl[atwj])_(?:(?P<subject>[!-~]+)_)?(?P<secret>[0-9a-f]{64})", re.ASCII)
+_TOKEN = re.compile(r"(?P<kind>fl[autwj])_(?:(?P<subject>[!-~]+)_)?(?P<secret>[0-9a-f]{64})", re.ASCII)
+
+_SECRET = re.compile(r"(?P<what>fl[autwj]_(?:[!-~]{0,400}?_)?)[0-9a-f]{16,}", re.ASCII)
 
 
 class TokenKind(StrEnum):
     """Whom a token speaks for; the value is its prefix."""
 
     ADMIN = "fla"
+    USER = "flu"
     ATTEMPT = "flt"
     WORKER = "flw"
     JOIN = "flj"
@@ -56,6 +60,11 @@ def admin_token(secret: str) -> str:
     return f"{TokenKind.ADMIN}_{secret}"
 
 
+def user_token(token_id: str, mac: str) -> str:
+    """A token of a user."""
+    return f"{TokenKind.USER}_{token_id}_{mac}"
+
+
 def attempt_token(uid: AttemptUid, mac: str) -> str:
     """The token of one attempt."""
     return f"{TokenKind.ATTEMPT}_{uid}_{mac}"
@@ -69,6 +78,11 @@ def worker_token(worker_id: WorkerId, secret: str) -> str:
 def join_token(token_id: str, mac: str) -> str:
     """A token that lets a worker register."""
     return f"{TokenKind.JOIN}_{token_id}_{mac}"
+
+
+def without_secrets(text: str) -> str:
+    """The text, the secrets of whatever tokens are in it blotted out."""
+    return _SECRET.sub(r"\g<what>…", text)
 
 
 def parse_token(text: str) -> ParsedToken | None:

@@ -88,6 +88,7 @@ _CODE_OF_STATUS = {
     421: "permission_denied",
     429: "unavailable",
     431: "resource_exhausted",
+    501: "unimplemented",
     502: "unavailable",
     503: "unavailable",
     504: "unavailable",
@@ -114,6 +115,22 @@ def encode(error: BaseException, *, doing: str) -> WireError:
 def refusal(reason: str, message: str) -> WireError:
     """An error that is no exception yet: a request that never reached a handler."""
     return WireError(_BY_REASON[reason].code, message, reason)
+
+
+def is_refusal(status: int) -> bool:
+    """Whether an answer of this HTTP status says that the request is not taken, rather than that we failed."""
+    return 400 <= status < 500 or status == 501
+
+
+def refusal_by_status(status: int) -> WireError:
+    """A refusal of which only the HTTP status is known."""
+    return WireError(_CODE_OF_STATUS.get(status, "unknown"), f"HTTP status {status}", "other")
+
+
+def code_of(error: BaseException) -> str | None:
+    """The Connect code by which it is sent; None when it is a bug."""
+    row = _row_of(error)
+    return None if row is None else row.code
 
 
 def decode(code: str, message: str, details: Sequence[Any] = ()) -> Exception:

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fluster.rpc.errors import WireError, refusal
+from fluster.rpc.errors import WireError, is_refusal, refusal, refusal_by_status
 from fluster.rpc.trust import split_pin
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ class Application(Protocol):
         """Serve one request."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
     identity: object
     gate: Gate
     scope: Scope
+    told: bool = False
 
 
 _call: ContextVar[_Call] = ContextVar("fluster_rpc_call")
@@ -60,6 +61,22 @@ def current_identity(kind: type[T]) -> T:
     if not isinstance(identity, kind):
         raise TypeError(f"the caller is a {type(identity).__name__}, not a {kind.__name__}")
     return identity
+
+
+def identity_or_none(kind: type[T]) -> T | None:
+    """Who asks, or None where nobody was recognized yet; for those who are told of refused requests."""
+    call = _call.get(None)
+    return call.identity if call is not None and isinstance(call.identity, kind) else None
+
+
+def refusal_is_told() -> None:
+    """The handler's side has noted this refused request: the gate need not."""
+    _call.get().told = True
+
+
+def current_peer() -> str:
+    """The address that the request came from, as the kernel says: what a proxy claims is not heeded."""
+    return _peer(_call.get().scope)
 
 
 def stopping() -> bool:
@@ -91,7 +108,8 @@ class Gate:
         hosts: Names and addresses besides the loopback ones that a Host header may name. A foreign one means that a
             browser was led here by somebody's DNS.
         any_address: Accept every IP address as Host: for servers bound to all addresses. A rebound DNS name is none.
-        refused: Told of each refusal: the error, the path, the client's address.
+        refused: Told of each refusal: the error, the path, the client's address. Of those by a handler unless
+            `refusal_is_told`.
         public: What anybody may GET, by path: PEM certificates.
     """
 
@@ -158,9 +176,17 @@ class Gate:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        _call.set(_Call(identity, self, scope))
+        call = _Call(identity, self, scope)
+        _call.set(call)
+
+        async def watched(message: Any) -> None:
+            # What the RPC library refuses by itself: a body it cannot take, an RPC there is not.
+            if message["type"] == "http.response.start" and is_refusal(message["status"]) and not call.told:
+                self._tell(refusal_by_status(message["status"]), scope["path"], _peer(scope))
+            await send(message)
+
         try:
-            await application(scope, receive, send)
+            await application(scope, receive, watched)
         except asyncio.CancelledError:
             if not self.stopping:
                 raise
@@ -189,13 +215,14 @@ class Gate:
         return self._any_address or address.is_loopback
 
     async def _refuse(self, scope: Scope, send: Send, error: WireError, status: int) -> None:
-        client = scope.get("client")
-        where = f"{client[0]}:{client[1]}" if client else "unknown"
-        # The path only: a query may hold what must not be written down.
-        _log.info("refused %s from %s: %s", scope["path"][:200], where, error.reason)
-        if self._refused is not None:
-            self._refused(error, scope["path"], where)
+        self._tell(error, scope["path"], _peer(scope))
         await _respond(send, status, error.to_json(), b"application/json")
+
+    def _tell(self, error: WireError, path: str, peer: str) -> None:
+        # The path only: a query may hold what must not be written down.
+        _log.info("refused %s from %s: %s", path[:200], peer, error.reason)
+        if self._refused is not None:
+            self._refused(error, path, peer)
 
 
 def _check_request(scope: Scope, headers: Mapping[str, str]) -> tuple[WireError | None, int]:
@@ -214,6 +241,14 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         # Two tokens or two hosts are nobody's: joined, they match nothing.
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    if not client:
+        return "unknown"
+    host, port = client[0], client[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _host_of(host_header: str) -> str:

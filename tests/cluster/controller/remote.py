@@ -301,6 +301,11 @@ class Site:
         self.apis.append(made)
         return made
 
+    def user(self, name: str, **fields: Any) -> Api:
+        """What speaks with a new token of the user."""
+        request = pb.CreateTokenRequest(request_id=new_id(), kind=pb.TokenKind.USER, user=name, **fields)
+        return self.api(self.admin(request).token)
+
     def task(self, worker: FakeWorker, **fields: Any) -> tuple[str, str, Api]:
         """A job that runs on the worker: its id, its attempt's uid, and what speaks with that attempt's token."""
         job_id = launch(self.admin, **fields)

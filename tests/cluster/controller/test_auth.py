@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
 
 from fluster.cluster import tokens
 from fluster.cluster.controller.auth import Authenticator, Identity
+from fluster.cluster.controller.core.rows import TokenRow
 from fluster.cluster.controller.permissions import ALLOWED, allowed
-from fluster.cluster.ids import AllocationId, AttemptUid, JobId, WorkerId
+from fluster.cluster.ids import AllocationId, AttemptUid, JobId, Namespace, WorkerId
 from fluster.cluster.tokens import TokenKind
 from fluster.errors import NotPermitted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb
 
 ADMIN = tokens.admin_token(tokens.new_secret())
 SECRET = tokens.new_secret()
+
+
+def token_of(user: str, *, expires_at: float = math.inf) -> TokenRow:
+    return TokenRow("u1", "", 0, expires_at, 0.0, user=user, namespace=Namespace("team"))
 
 
 @dataclass
@@ -26,6 +32,11 @@ class Known:
     credentials: dict[str, str] = field(default_factory=lambda: {"w_1": tokens.secret_sha256(SECRET)})
     joins: dict[str, float] = field(default_factory=lambda: {"t1": 100.0})
     allocations: set[str] = field(default_factory=lambda: {"v1"})
+    users: dict[str, TokenRow] = field(default_factory=lambda: {"u1": token_of("alice")})
+    now: float = 99.9
+
+    def user_token(self, token_id: str) -> TokenRow | None:
+        return self.users.get(token_id)
 
     def live_attempt_job(self, uid: AttemptUid) -> JobId | None:
         job = self.attempts.get(uid)
@@ -48,11 +59,13 @@ def known() -> Known:
 
 @pytest.fixture
 def auth(known: Known) -> Authenticator:
-    return Authenticator(b"k" * 32, tokens.secret_sha256(ADMIN), known)
+    return Authenticator(b"k" * 32, tokens.secret_sha256(ADMIN), known, lambda: known.now)
 
 
 def test_each_token_speaks_for_its_owner(auth: Authenticator) -> None:
     assert auth.authenticate(ADMIN) == Identity(TokenKind.ADMIN)
+    user = auth.authenticate(auth.user_token("u1"))
+    assert user == Identity(TokenKind.USER, user="alice", namespace=Namespace("team"), token_id="u1")
     attempt = auth.authenticate(auth.attempt_token(AttemptUid("a1")))
     assert attempt == Identity(TokenKind.ATTEMPT, attempt_uid=AttemptUid("a1"), job_id=JobId("job-1"))
     worker = auth.authenticate(tokens.worker_token(WorkerId("w_1"), SECRET))
@@ -61,21 +74,22 @@ def test_each_token_speaks_for_its_owner(auth: Authenticator) -> None:
     assert join == Identity(TokenKind.JOIN, token_id="t1")
     local = auth.authenticate(auth.allocation_token(AllocationId("v1")))
     assert local == Identity(TokenKind.JOIN, token_id="alloc-v1", allocation_id=AllocationId("v1"))
+    assert user is not None
     assert attempt is not None
     assert worker is not None
     assert join is not None
-    actors = [identity.actor for identity in (Identity(TokenKind.ADMIN), attempt, worker, join)]
-    assert actors == ["admin", "job:job-1", "worker:w_1", "token:t1"]
+    actors = [identity.actor for identity in (Identity(TokenKind.ADMIN), user, attempt, worker, join)]
+    assert actors == ["admin", "user:alice", "job:job-1", "worker:w_1", "token:t1"]
 
 
 def test_an_administrators_token_may_have_any_form(known: Known) -> None:
-    auth = Authenticator(b"k" * 32, tokens.secret_sha256("correct horse"), known)
+    auth = Authenticator(b"k" * 32, tokens.secret_sha256("correct horse"), known, lambda: 0.0)
     assert auth.authenticate("correct horse") == Identity(TokenKind.ADMIN)
 
 
 def test_whatever_is_not_exactly_a_valid_token_is_nobodys(auth: Authenticator, known: Known) -> None:
-    other = Authenticator(b"K" * 32, tokens.secret_sha256(ADMIN), known)
-    genuine = (ADMIN, auth.attempt_token(AttemptUid("a1")), auth.join_token("t1"))
+    other = Authenticator(b"K" * 32, tokens.secret_sha256(ADMIN), known, lambda: 0.0)
+    genuine = (ADMIN, auth.user_token("u1"), auth.attempt_token(AttemptUid("a1")), auth.join_token("t1"))
     wrong = [
         None,
         "",
@@ -85,6 +99,9 @@ def test_whatever_is_not_exactly_a_valid_token_is_nobodys(auth: Authenticator, k
         *(f"{token} " for token in genuine),
         other.attempt_token(AttemptUid("a1")),
         other.join_token("t1"),
+        other.user_token("u1"),
+        auth.user_token("u2"),
+        auth.join_token("u1").replace("flj_", "flu_"),
         other.allocation_token(AllocationId("v1")),
         auth.attempt_token(AttemptUid("a1")).replace("_a1_", "_a2_"),
         auth.attempt_token(AttemptUid("a1")).replace("flt_", "flj_"),
@@ -108,10 +125,25 @@ def test_an_attempts_token_ends_with_it(auth: Authenticator, known: Known) -> No
     assert auth.authenticate(token) is None
 
 
+def test_a_users_token_ends_with_its_time_or_when_it_is_withdrawn(auth: Authenticator, known: Known) -> None:
+    known.users["u1"] = token_of("alice", expires_at=100.0)
+    identity = auth.authenticate(auth.user_token("u1"))
+    assert identity is not None
+    assert auth.still_valid(identity)
+    known.now = 100.0
+    assert not auth.still_valid(identity)
+    assert auth.authenticate(auth.user_token("u1")) is None
+    known.users["u1"] = token_of("alice")
+    assert auth.still_valid(identity)
+    known.users.clear()
+    assert not auth.still_valid(identity)
+    assert auth.authenticate(auth.user_token("u1")) is None
+
+
 def test_derived_tokens_are_the_same_each_time_and_differ_from_each_other(auth: Authenticator) -> None:
     assert auth.join_token("t1") == auth.join_token("t1")
-    made = {auth.attempt_token(AttemptUid("x")), auth.join_token("x"), auth.join_token("y")}
-    assert len({token.rpartition("_")[2] for token in made}) == 3
+    made = {auth.attempt_token(AttemptUid("x")), auth.join_token("x"), auth.join_token("y"), auth.user_token("x")}
+    assert len({token.rpartition("_")[2] for token in made}) == 4
 
 
 def test_nobody_can_be_given_an_allocations_token_under_another_name(auth: Authenticator) -> None:
@@ -122,21 +154,22 @@ def test_nobody_can_be_given_an_allocations_token_under_another_name(auth: Authe
 def test_a_withdrawn_or_expired_join_token_is_not_permitted(auth: Authenticator, known: Known) -> None:
     identity = auth.authenticate(auth.join_token("t1"))
     assert identity is not None
-    auth.authorize(identity, "RegisterWorker", now=99.9)
+    auth.authorize(identity, "RegisterWorker")
+    known.now = 100.0
     with pytest.raises(NotPermitted, match=r"has expired; `fluster worker token`"):
-        auth.authorize(identity, "RegisterWorker", now=100.0)
+        auth.authorize(identity, "RegisterWorker")
     del known.joins["t1"]
     with pytest.raises(NotPermitted, match="has expired or was withdrawn"):
-        auth.authorize(identity, "RegisterWorker", now=0.0)
+        auth.authorize(identity, "RegisterWorker")
 
 
 def test_workers_of_an_allocation_join_while_it_is_wanted(auth: Authenticator, known: Known) -> None:
     identity = auth.authenticate(auth.allocation_token(AllocationId("v1")))
     assert identity is not None
-    auth.authorize(identity, "RegisterWorker", now=1e12)
+    auth.authorize(identity, "RegisterWorker")
     known.allocations.clear()
     with pytest.raises(NotPermitted, match="being given back"):
-        auth.authorize(identity, "RegisterWorker", now=0.0)
+        auth.authorize(identity, "RegisterWorker")
 
 
 def test_no_secret_is_shown(auth: Authenticator, known: Known) -> None:
@@ -144,18 +177,20 @@ def test_no_secret_is_shown(auth: Authenticator, known: Known) -> None:
     assert identity is not None
     known.joins.clear()
     with pytest.raises(NotPermitted) as refused:
-        auth.authorize(identity, "RegisterWorker", now=0.0)
+        auth.authorize(identity, "RegisterWorker")
     assert auth.join_token("t1").rpartition("_")[2] not in repr(identity) + str(refused.value)
 
 
 RPCS = [method.name for service in controller_pb.desc().services for method in service.methods]
+CLIENTS = {
+    *("LaunchJob", "LaunchJobs", "GetJobStatus", "TerminateJob", "ListJobs", "WaitJobs", "GetResult"),
+    *("FetchLogs", "ExplainJob", "ListEvents", "PutBlob", "GetBlob"),
+    *("RegisterEndpoint", "RenewEndpoints", "UnregisterEndpoint", "LookupEndpoints", "ListEndpoints"),
+}
 MAY = {
-    TokenKind.ADMIN: set(RPCS) - {"RegisterWorker", "SyncWorker", "PushLogs"},
-    TokenKind.ATTEMPT: {
-        *("LaunchJob", "LaunchJobs", "GetJobStatus", "TerminateJob", "ListJobs", "WaitJobs", "GetResult"),
-        *("FetchLogs", "ExplainJob", "ListEvents", "PutBlob", "GetBlob"),
-        *("RegisterEndpoint", "RenewEndpoints", "UnregisterEndpoint", "LookupEndpoints", "ListEndpoints"),
-    },
+    TokenKind.ADMIN: CLIENTS | {"ListWorkers", "ListAllocations", "CreateToken", "ListTokens", "RevokeToken"},
+    TokenKind.USER: CLIENTS | {"ListWorkers"},
+    TokenKind.ATTEMPT: CLIENTS,
     TokenKind.WORKER: {"RegisterWorker", "SyncWorker", "PushLogs", "PutBlob", "GetBlob"},
     TokenKind.JOIN: {"RegisterWorker"},
 }
@@ -171,7 +206,7 @@ def test_each_rpc_is_for_those_it_is_meant_for(auth: Authenticator, rpc: str, ki
     identity = Identity(kind, token_id="t1")
     assert allowed(rpc, kind) is (rpc in MAY[kind])
     if rpc in MAY[kind]:
-        auth.authorize(identity, rpc, now=0.0)
+        auth.authorize(identity, rpc)
     else:
         with pytest.raises(NotPermitted, match="is not for"):
-            auth.authorize(identity, rpc, now=0.0)
+            auth.authorize(identity, rpc)

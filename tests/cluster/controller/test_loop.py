@@ -75,7 +75,13 @@ async def running(store: WatchedStore, clock: Clock | None = None) -> AsyncItera
 def launch(name: str, request_id: str | None = None, *, tasks: int = 1, body: str = "0") -> JobsSubmitted:
     spec = job_spec(name, cpu=1.0, replicas=tasks)
     row = convert.job_row(
-        spec, job_id=JobId(f"j-{name}"), namespace=Namespace("default"), owner="admin", depth=0, now=time.time()
+        spec,
+        job_id=JobId(f"j-{name}"),
+        namespace=Namespace("default"),
+        owner="admin",
+        user="",
+        depth=0,
+        now=time.time(),
     )
     request = RequestRow("admin", request_id or f"r-{name}", "LaunchJob", body * 64, row.job_id, row.submitted_at)
     return JobsSubmitted((NewJob(row, spec.to_binary()),), request)

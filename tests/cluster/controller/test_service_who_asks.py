@@ -23,6 +23,7 @@ from tests.cluster.controller.remote import (
     wait_for,
 )
 
+from fluster.cluster.tokens import new_secret
 from fluster.errors import JobNotFound, NotPermitted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
@@ -240,6 +241,17 @@ def test_a_worker_speaks_for_its_own_attempts_only(alone: Site) -> None:
     terminate(alone.admin, job_id)
 
 
+def test_a_worker_that_starts_again_renews_its_credential(shared: Site) -> None:
+    worker = shared.worker()
+    before = worker.api()
+    worker.secret, worker.incarnation = new_secret(), new_id()
+    assert before.post(worker.registration()).status == 200
+
+    for request in (pb.PushLogsRequest(), worker.request(), worker.registration()):
+        assert before.post(request).code == "unauthenticated"
+    assert worker.api().post(pb.PushLogsRequest()).status == 200
+
+
 def test_a_join_token_admits_as_many_workers_as_it_says(shared: Site) -> None:
     token = join_token(shared.admin, uses=2)
     fakes = [FakeWorker(shared.address, f"w-{new_id()}") for _ in range(3)]
@@ -350,7 +362,7 @@ def test_a_refusal_is_noted_once(shared: Site, caplog: pytest.LogCaptureFixture)
 
     refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(refused) == 2
-    assert refused[0].startswith("refused GetJobStatus of admin: no job 'jabsent'")
+    assert refused[0].startswith("refused GetJobStatus of admin: not_found: no job 'jabsent'")
     assert "unauthenticated" in refused[1]
 
 

@@ -193,3 +193,31 @@ def test_the_check_for_damage_ends_in_time_on_a_large_database(tmp_path: Path, m
     with Store.open(path) as store:
         assert store.journal_tail() == 2000
         assert store.job(JobId("a")) is None
+
+
+def test_a_database_of_before_users_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was launched then is the administrator's, and was asked for from nobody knows where."""
+    path = tmp_path / "fluster.db"
+    monkeypatch.setattr(sql, "MIGRATIONS", sql.MIGRATIONS[:1])
+    monkeypatch.setattr(sql, "SCHEMA_VERSION", 1)
+    Store.open(path).close()
+    db = apsw.Connection(str(path))
+    db.execute("""
+        INSERT INTO jobs VALUES ('j1', 'old', 'default', 'admin', NULL, 0, 1, 1, 1,
+          '{"cpu_milli":1000,"memory_bytes":1,"disk_bytes":0,"gpu":0,"slots":1,"gpu_variant":"","tpu_variant":""}', 0,
+          '{"max_failures":0,"max_preemptions":100,"backoff_s":1.0,"max_backoff_s":60.0}', NULL, NULL, '[]', 1.0, NULL,
+          NULL, '', NULL, NULL, -1, NULL, NULL, '');
+        INSERT INTO tokens VALUES ('join-1', 'hash', 2, 9.0, 1.0);
+        INSERT INTO journal VALUES (1, 1.0, 'JobLaunched', 'admin', 'j1', -1, 0, '', 'old: 1 task');
+    """)
+    db.close()
+    monkeypatch.undo()
+
+    with Store.open(path) as store:
+        loaded = store.load()
+        lines = store.journal()
+
+    assert [(job.name, job.user) for job in loaded.jobs] == [("old", "")]
+    assert [(token.token_id, token.uses, token.user) for token in loaded.tokens] == [("join-1", 2, "")]
+    assert loaded.users == []
+    assert [(line.kind, line.peer) for _, line in lines] == [("JobLaunched", "")]

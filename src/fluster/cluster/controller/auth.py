@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from fluster.cluster import tokens
+from fluster.cluster.controller.core.rows import TokenRow
 from fluster.cluster.controller.permissions import allowed
-from fluster.cluster.ids import AllocationId, AttemptUid, JobId, WorkerId
+from fluster.cluster.ids import AllocationId, AttemptUid, JobId, Namespace, WorkerId
 from fluster.cluster.tokens import ParsedToken, TokenKind
 from fluster.errors import NotPermitted
 
@@ -23,12 +25,16 @@ class Identity:
     """Who sent a request. What does not belong to its kind is empty.
 
     Attributes:
+        user: Its name.
+        namespace: Of the user's token.
         job_id: Of the attempt.
-        token_id: Of the join token.
+        token_id: Of the user's token or the join token.
         allocation_id: Whose worker may join by that token; empty when any may.
     """
 
     kind: TokenKind
+    user: str = ""
+    namespace: Namespace = Namespace("")
     attempt_uid: AttemptUid = AttemptUid("")
     job_id: JobId = JobId("")
     worker_id: WorkerId = WorkerId("")
@@ -37,10 +43,12 @@ class Identity:
 
     @property
     def actor(self) -> str:
-        """As jobs' owners, requests and the journal name it: "admin", "worker:W", "job:J", "token:T"."""
+        """As jobs' owners, requests and the journal name it: "admin", "user:U", "job:J", "worker:W", "token:T"."""
         match self.kind:
             case TokenKind.ADMIN:
                 return "admin"
+            case TokenKind.USER:
+                return f"user:{self.user}"
             case TokenKind.ATTEMPT:
                 return f"job:{self.job_id}"
             case TokenKind.WORKER:
@@ -51,6 +59,9 @@ class Identity:
 
 class Directory(Protocol):
     """What the controller knows of those who may ask."""
+
+    def user_token(self, token_id: str) -> TokenRow | None:
+        """The user's token of this id; None when it was withdrawn or never was."""
 
     def live_attempt_job(self, uid: AttemptUid) -> JobId | None:
         """The attempt's job; None when it has ended or never was."""
@@ -72,12 +83,16 @@ class Authenticator:
         cluster_key: Of the derived tokens.
         admin_token_sha256: Hex digest of the administrator's token.
         directory: Asked at each request: a token ends the moment its owner does.
+        clock: Unix seconds.
     """
 
-    def __init__(self, cluster_key: bytes, admin_token_sha256: str, directory: Directory) -> None:
+    def __init__(
+        self, cluster_key: bytes, admin_token_sha256: str, directory: Directory, clock: Callable[[], float]
+    ) -> None:
         self._key = cluster_key
         self._admin_sha256 = admin_token_sha256
         self._directory = directory
+        self._clock = clock
 
     def authenticate(self, token: str | None) -> Identity | None:
         """Whose token it is; None when it is missing, wrong, or its owner has ended.
@@ -94,6 +109,8 @@ class Authenticator:
         match parsed.kind:
             case TokenKind.ADMIN:
                 return None
+            case TokenKind.USER:
+                return self._user(parsed)
             case TokenKind.ATTEMPT:
                 return self._attempt(parsed)
             case TokenKind.WORKER:
@@ -104,6 +121,8 @@ class Authenticator:
     def still_valid(self, identity: Identity) -> bool:
         """Whether the token would be taken now: a body may come long after the head that brought the token."""
         match identity.kind:
+            case TokenKind.USER:
+                return self._live_user_token(identity.token_id) is not None
             case TokenKind.ATTEMPT:
                 return self._directory.live_attempt_job(identity.attempt_uid) is not None
             case TokenKind.WORKER:
@@ -111,7 +130,7 @@ class Authenticator:
             case TokenKind.ADMIN | TokenKind.JOIN:  # the latter is looked at by `authorize`
                 return True
 
-    def authorize(self, identity: Identity, rpc: str, now: float) -> None:
+    def authorize(self, identity: Identity, rpc: str) -> None:
         """Passes when the identity may call the RPC.
 
         How many workers joined by a token is not counted here but where one is added.
@@ -119,7 +138,6 @@ class Authenticator:
         Args:
             identity: Who asks.
             rpc: Its name alone: "LaunchJob".
-            now: Unix seconds.
 
         Raises:
             NotPermitted: The RPC is not for its kind, or the join token was withdrawn or has expired.
@@ -127,7 +145,11 @@ class Authenticator:
         if not allowed(rpc, identity.kind):
             raise NotPermitted(f"{rpc} is not for {_NOUN[identity.kind]}")
         if identity.kind is TokenKind.JOIN:
-            self._check_join(identity, now)
+            self._check_join(identity)
+
+    def user_token(self, token_id: str) -> str:
+        """The user's token of this id: the same each time, so that a repeated request gets what the first one got."""
+        return tokens.user_token(token_id, self._mac(TokenKind.USER, token_id))
 
     def attempt_token(self, uid: AttemptUid) -> str:
         """The token of an attempt: the same each time, valid while the attempt lives."""
@@ -147,6 +169,16 @@ class Authenticator:
         """What the worker of an allocation joins by, as often as it must, while the allocation is wanted."""
         token_id = f"{ALLOCATION_PREFIX}{allocation_id}"
         return tokens.join_token(token_id, self._mac(TokenKind.JOIN, token_id))
+
+    def _user(self, parsed: ParsedToken) -> Identity | None:
+        genuine, row = self._genuine(parsed), self._live_user_token(parsed.subject)
+        if not genuine or row is None:
+            return None
+        return Identity(TokenKind.USER, user=row.user, namespace=row.namespace, token_id=row.token_id)
+
+    def _live_user_token(self, token_id: str) -> TokenRow | None:
+        row = self._directory.user_token(token_id)
+        return row if row is not None and row.expires_at > self._clock() else None
 
     def _attempt(self, parsed: ParsedToken) -> Identity | None:
         uid = AttemptUid(parsed.subject)
@@ -170,7 +202,7 @@ class Authenticator:
         allocation = token_id.removeprefix(ALLOCATION_PREFIX) if token_id.startswith(ALLOCATION_PREFIX) else ""
         return Identity(TokenKind.JOIN, token_id=token_id, allocation_id=AllocationId(allocation))
 
-    def _check_join(self, identity: Identity, now: float) -> None:
+    def _check_join(self, identity: Identity) -> None:
         if identity.allocation_id:
             if not self._directory.allocation_wanted(identity.allocation_id):
                 raise NotPermitted(
@@ -178,7 +210,7 @@ class Authenticator:
                 )
             return
         expires_at = self._directory.join_token_expiry(identity.token_id)
-        if expires_at is None or expires_at <= now:
+        if expires_at is None or expires_at <= self._clock():
             why = "has expired or was withdrawn" if expires_at is None else "has expired"  # both are forgotten
             raise NotPermitted(f"the join token {why}; `fluster worker token` makes a new one")
 
@@ -186,11 +218,12 @@ class Authenticator:
         return hmac.compare_digest(self._mac(parsed.kind, parsed.subject), parsed.secret)
 
     def _mac(self, kind: TokenKind, subject: str) -> str:
-        purpose = "attempt" if kind is TokenKind.ATTEMPT else "join"
-        return hmac.new(self._key, f"{purpose}:{subject}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, f"{_PURPOSE[kind]}:{subject}".encode(), hashlib.sha256).hexdigest()
 
 
+_PURPOSE = {TokenKind.USER: "user", TokenKind.ATTEMPT: "attempt", TokenKind.JOIN: "join"}
 _NOUN = {
+    TokenKind.USER: "users",
     TokenKind.ADMIN: "administrators; workers call it",
     TokenKind.ATTEMPT: "jobs",
     TokenKind.WORKER: "workers",

@@ -13,6 +13,8 @@ from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.logstore import LogStore
 from fluster.cluster.controller.loop import Loop
+from fluster.cluster.controller.opencalls import OpenCalls
+from fluster.cluster.controller.refusals import Refusals
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import JobId, Namespace
 from fluster.cluster.tokens import TokenKind
@@ -41,6 +43,8 @@ class Controller:
     blobs: BlobStore
     logs: LogStore
     auth: Authenticator
+    refusals: Refusals
+    calls: OpenCalls
     namespace: Namespace
     page_key: bytes
     on_loopback: bool = True
@@ -82,16 +86,23 @@ class Controller:
         """The namespace a request is about.
 
         Raises:
-            NotPermitted: A job asked for another than its own.
+            NotPermitted: A user or a job asked for another than its own.
         """
         if asked:
             check_name(asked, "namespace")
-        job = self.caller_job(who)
-        if job is None:
+        own = self.own_namespace(who)
+        if own is None:
             return Namespace(asked) if asked else self.namespace
-        if asked and asked != job.namespace:
-            raise NotPermitted(f"a job of namespace {job.namespace!r} cannot reach into namespace {asked!r}")
-        return job.namespace
+        if asked and asked != own:
+            raise NotPermitted(f"who belongs to namespace {own!r} cannot reach into namespace {asked!r}")
+        return own
+
+    def own_namespace(self, who: Identity) -> Namespace | None:
+        """The only namespace the caller may reach into; `None`: all."""
+        if who.kind is TokenKind.USER:
+            return who.namespace
+        job = self.caller_job(who)
+        return None if job is None else job.namespace
 
     def find_job(self, job_id: str) -> JobRow | None:
         """The job's row, from memory or from the store."""
@@ -110,13 +121,46 @@ class Controller:
             raise JobNotFound(job_id)
         return job
 
+    def own_job(self, who: Identity, job_id: str) -> JobRow:
+        """A job the caller may change.
+
+        Raises:
+            ValueError, JobNotFound: As of `job`.
+            NotPermitted: The caller sees it, and it is another user's.
+        """
+        job = self.job(who, job_id)
+        if who.kind is TokenKind.USER and job.user != who.user:
+            raise NotPermitted(f"job {job_id!r} is {_whose(job)}; it is for its user and administrators to change")
+        return job
+
+    def check_may_have_result(self, who: Identity, job: JobRow) -> None:
+        """A result is unpickled by whoever fetches it: it is for those alone whose code, or whose jobs' code, made it.
+
+        Raises:
+            NotPermitted: It was made for somebody else, administrators included.
+        """
+        if who.kind is not TokenKind.ATTEMPT and job.user != who.user:
+            raise NotPermitted(
+                f"job {job.job_id!r} is {_whose(job)}; its result is for whoever launched it, because fetching "
+                "unpickles it"
+            )
+
     def may_see(self, who: Identity, job: JobRow) -> bool:
-        """The administrator sees all jobs, a job itself and its descendants."""
-        if who.kind is TokenKind.ADMIN:
-            return True
+        """The administrator sees all jobs, a user those of the namespace, a job itself and its descendants."""
+        match who.kind:
+            case TokenKind.ADMIN:
+                return True
+            case TokenKind.USER:
+                return job.namespace == who.namespace
+            case TokenKind.ATTEMPT:
+                return self._descends_from_caller(who, job)
+            case TokenKind.WORKER | TokenKind.JOIN:
+                return False
+
+    def _descends_from_caller(self, who: Identity, job: JobRow) -> bool:
         own = self.caller_job(who)
         if own is None:
-            return False  # a worker: it has no business with jobs
+            return False
         seen: JobRow | None = job
         while seen is not None and seen.depth >= own.depth:
             if seen.job_id == own.job_id:
@@ -147,3 +191,7 @@ class Controller:
             return view.live_job_message(self.state, job)
         tasks, attempts = self.tasks(job)
         return view.finished_message(job, tasks, [each[-1] if each else None for each in attempts])
+
+
+def _whose(job: JobRow) -> str:
+    return f"user {job.user}'s" if job.user else "the administrator's"

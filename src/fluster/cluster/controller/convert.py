@@ -89,7 +89,7 @@ def blob_of(spec: types_pb.JobSpec) -> str:
 
 
 def job_row(
-    spec: types_pb.JobSpec, *, job_id: JobId, namespace: Namespace, owner: str, depth: int, now: float
+    spec: types_pb.JobSpec, *, job_id: JobId, namespace: Namespace, owner: str, user: str, depth: int, now: float
 ) -> JobRow:
     """The row of a job as it was asked for.
 
@@ -123,6 +123,7 @@ def job_row(
         scheduling_timeout_s=_seconds(spec, "scheduling_timeout_s"),
         ports=check_port_names(list(spec.ports)),
         submitted_at=now,
+        user=user,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fluster.cluster.controller.core.rows import AllocationStatus
+from fluster.cluster.controller.core.rows import AllocationStatus, TokenRow
 from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.ids import AllocationId, AttemptUid, JobId, WorkerId
 
@@ -14,6 +14,11 @@ class StateDirectory:
 
     def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
+
+    def user_token(self, token_id: str) -> TokenRow | None:
+        """The user's token of this id."""
+        token = self._state().tokens.get(token_id)
+        return token if token is not None and token.user else None
 
     def live_attempt_job(self, uid: AttemptUid) -> JobId | None:
         """The job of an attempt that may have a process."""
@@ -28,7 +33,7 @@ class StateDirectory:
     def join_token_expiry(self, token_id: str) -> float | None:
         """When the join token ends."""
         token = self._state().tokens.get(token_id)
-        return None if token is None else token.expires_at
+        return None if token is None or token.user else token.expires_at
 
     def allocation_wanted(self, allocation_id: AllocationId) -> bool:
         """Whether the allocation is to be kept."""

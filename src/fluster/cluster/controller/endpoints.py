@@ -17,6 +17,7 @@ from fluster.cluster.ids import EndpointId, Namespace
 from fluster.cluster.tokens import TokenKind
 from fluster.cluster.validation import check_id, check_metadata, check_name, metadata_bytes
 from fluster.errors import FailedPrecondition, NotPermitted, ResourceExhausted
+from fluster.rpc.gate import current_peer
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
 MAX_METADATA_BYTES = 16_384
@@ -60,7 +61,7 @@ class Endpoints:
             request.name, request.address, request.job_id, namespace, str(row.metadata), request.access_key
         )
         note = RequestRow(who.actor, request.request_id, "RegisterEndpoint", body, row.endpoint_id, row.registered_at)
-        endpoint_id = EndpointId(await self._c.loop.submit(EndpointRegistered(row, note)))
+        endpoint_id = EndpointId(await self._c.loop.submit(EndpointRegistered(row, note, current_peer())))
         registered = self._c.state.endpoints.get(endpoint_id)
         if registered is None:
             raise FailedPrecondition(f"endpoint {endpoint_id} was registered by this request before and has ended")
@@ -76,8 +77,8 @@ class Endpoints:
             return attempt
         if not job_id:
             return None
-        # The administrator on behalf of a job: of its first task that runs.
-        job = self._c.job(who, job_id)
+        # On behalf of a job: of its first task that runs.
+        job = self._c.own_job(who, job_id)
         for task in self._c.state.tasks.get(job.job_id, ()):
             current = self._c.state.current(job.job_id, task.index)
             if current is not None and has_process(current):
@@ -108,13 +109,18 @@ class Endpoints:
         """Withdraws an endpoint of the caller's own; one that is gone already is no error."""
         who = self._c.caller()
         row = self._c.state.endpoints.get(EndpointId(request.endpoint_id))
-        if row is not None:
-            attempt = self._c.caller_attempt(who)
-            own = attempt is not None and row.job_id == attempt.job_id
-            if not own and who.kind is not TokenKind.ADMIN:
+        own_namespace = self._c.own_namespace(who)
+        if row is not None and own_namespace in (None, row.namespace):  # elsewhere it looks like one that is gone
+            if not self._is_own(who, row):
                 raise NotPermitted(f"endpoint {request.endpoint_id!r} is not the caller's")
-            await self._c.loop.submit(EndpointUnregistered(row.endpoint_id, who.actor))
+            await self._c.loop.submit(EndpointUnregistered(row.endpoint_id, who.actor, current_peer()))
         return pb.UnregisterEndpointResponse()
+
+    def _is_own(self, who: Identity, row: EndpointRow) -> bool:
+        attempt = self._c.caller_attempt(who)
+        if attempt is not None:
+            return row.job_id == attempt.job_id
+        return who.kind is TokenKind.ADMIN or row.owner == who.actor
 
     def lookup(self, request: pb.LookupEndpointsRequest) -> pb.LookupEndpointsResponse:
         """All endpoints of a name in the caller's namespace, oldest first, with their access keys."""

@@ -15,6 +15,7 @@ from fluster.cluster.ids import JobId, Namespace
 from fluster.cluster.states import JobStatus
 from fluster.cluster.validation import check_id, refuse
 from fluster.errors import FailedPrecondition, JobNotFound
+from fluster.rpc.gate import current_peer
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
@@ -79,7 +80,7 @@ class Jobs:
         answer = ",".join(job.row.job_id for job in jobs)
         body = convert.fingerprint(*(job.spec for job in jobs), namespace)
         request = RequestRow(who.actor, request_id, kind, body, answer, self._c.loop.now())
-        given = await self._c.loop.submit(JobsSubmitted(jobs, request))
+        given = await self._c.loop.submit(JobsSubmitted(jobs, request, current_peer()))
         return [JobId(job_id) for job_id in given.split(",")]
 
     def _new_job(self, who: Identity, namespace: Namespace, spec: types_pb.JobSpec) -> NewJob:
@@ -88,13 +89,21 @@ class Jobs:
             spec.parent = own.job_id
         depth = 0
         if spec.parent:
-            parent = self._c.job(who, spec.parent)
+            parent = self._c.own_job(who, spec.parent)
             depth = parent.depth + 1
             self._inherit(parent, spec)
         if spec.resources is None:
             spec.resources = convert.default_resources()
         now = self._c.loop.now()
-        row = convert.job_row(spec, job_id=new_job_id(now), namespace=namespace, owner=who.actor, depth=depth, now=now)
+        row = convert.job_row(
+            spec,
+            job_id=new_job_id(now),
+            namespace=namespace,
+            owner=who.actor,
+            user=who.user if own is None else own.user,
+            depth=depth,
+            now=now,
+        )
         blob = convert.blob_of(spec)
         if blob and not self._c.blobs.renew(blob):
             raise FailedPrecondition(f"blob {blob} is not here; send it with PutBlob first")
@@ -126,10 +135,10 @@ class Jobs:
         """With all descendants; harmless for one that has ended."""
         who = self._c.caller()
         check_id(request.request_id, "request_id")
-        job = self._c.job(who, request.job_id)
+        job = self._c.own_job(who, request.job_id)
         if job.job_id in self._c.state.jobs or job.job_id in self._c.state.children:
             with suppress(JobNotFound):  # it has ended meanwhile, with all that descends from it
-                await self._c.loop.submit(TerminationRequested(job.job_id, who.actor))
+                await self._c.loop.submit(TerminationRequested(job.job_id, who.actor, current_peer()))
         return pb.TerminateJobResponse()
 
     def explain(self, request: pb.ExplainJobRequest) -> pb.ExplainJobResponse:

@@ -13,6 +13,7 @@ from fluster.cluster.controller.pages import Page, read_page_token, write_page_t
 from fluster.cluster.controller.store import JobCursor
 from fluster.cluster.ids import JobId, Namespace
 from fluster.cluster.states import JobStatus
+from fluster.cluster.tokens import TokenKind
 from fluster.cluster.validation import refuse
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
@@ -35,6 +36,8 @@ class Listing:
         size = page_size(request.page_size)
         wanted = _status(request.status)
         own = self._c.caller_job(who)
+        if who.kind is TokenKind.USER:
+            request.namespace = self._c.namespace_of(who, request.namespace)
         page = read_page_token(self._c.page_key, request.page_token)
         found: list[JobRow] = []
         last: JobRow | None = None

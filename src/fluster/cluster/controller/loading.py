@@ -30,6 +30,8 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
     state = State(settings=settings)
     for token in loaded.tokens:
         state.tokens[token.token_id] = token
+    for user in loaded.users:
+        state.users[user.name] = user
     for job in loaded.jobs:
         index_job(state, job)
     _load_ancestors(state, store)

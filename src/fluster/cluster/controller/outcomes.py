@@ -80,6 +80,7 @@ class Outcomes:
         """Long poll for the end, then what the task's entrypoint gave."""
         who = self._c.caller()
         job = self._c.job(who, request.job_id)
+        self._c.check_may_have_result(who, job)
         if not 0 <= request.task < job.num_tasks:
             raise refuse("task", f"0 to {job.num_tasks - 1}", request.task)
         if not await self._until_ended(job.job_id, asyncio.get_running_loop().time() + wait_s(request.wait_s)):

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from fluster.cluster.tokens import TokenKind
 
 _ADMIN = frozenset({TokenKind.ADMIN})
-_CLIENT = frozenset({TokenKind.ADMIN, TokenKind.ATTEMPT})
+_CLIENT = frozenset({TokenKind.ADMIN, TokenKind.USER, TokenKind.ATTEMPT})
 _WORKER = frozenset({TokenKind.WORKER})
 
-# What an attempt may see and touch of it (its namespace, its own descendants, its own endpoints), and that a worker
-# speaks for itself alone, is for the service to say: it knows the object.
+# What a user or an attempt may see and change of it (`context.Controller`), and that a worker speaks for itself alone,
+# is for the service to say: it knows the object. Nothing is for those without a valid token.
 ALLOWED: Mapping[str, frozenset[TokenKind]] = {
     "LaunchJob": _CLIENT,
     "LaunchJobs": _CLIENT,
@@ -23,7 +23,7 @@ ALLOWED: Mapping[str, frozenset[TokenKind]] = {
     "FetchLogs": _CLIENT,
     "ExplainJob": _CLIENT,
     "ListEvents": _CLIENT,
-    "ListWorkers": _ADMIN,
+    "ListWorkers": frozenset({TokenKind.ADMIN, TokenKind.USER}),
     "ListAllocations": _ADMIN,
     "RegisterEndpoint": _CLIENT,
     "RenewEndpoints": _CLIENT,

@@ -13,6 +13,8 @@ _log = logging.getLogger(__name__)
 KEEP_S = 30 * 86_400.0
 """A month: long enough to ask what became of last sprint's runs."""
 KEEP_JOBS = 200_000
+KEEP_REFUSED = 100_000
+"""Refused requests: some 20 MB of history, whoever tries how often."""
 _EVERY_S = 600.0
 _PAUSE_S = 0.05
 _BLOB_AGE_S = 3_600.0
@@ -24,7 +26,10 @@ async def run(controller: Controller) -> None:
     while True:
         await asyncio.sleep(_EVERY_S)
         try:
-            await prune(controller, controller.loop.now() - KEEP_S, KEEP_JOBS)
+            before = controller.loop.now() - KEEP_S
+            await prune(controller, before, KEEP_JOBS)
+            while controller.store.prune_refused(before, KEEP_REFUSED):
+                await asyncio.sleep(_PAUSE_S)
         except (StoreFull, StoreBusy, OSError) as error:
             _log.warning("history was not pruned: %s", error)
 

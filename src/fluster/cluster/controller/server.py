@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from fluster.cluster.backend.base import JoinsController, VMBackend
 from fluster.cluster.clocks import unix_clock
 from fluster.cluster.controller import retention
-from fluster.cluster.controller.auth import Authenticator
+from fluster.cluster.controller.auth import Authenticator, Identity
 from fluster.cluster.controller.blobs import BlobStore
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.core.events import MachinesForgotten
@@ -30,14 +30,17 @@ from fluster.cluster.controller.logstore import LogStore
 from fluster.cluster.controller.loop import Loop
 from fluster.cluster.controller.machine import this_machine
 from fluster.cluster.controller.names import reachable_host
+from fluster.cluster.controller.opencalls import OpenCalls
+from fluster.cluster.controller.refusals import ANONYMOUS, Refusals
 from fluster.cluster.controller.service import Authorization, ControllerServicer
 from fluster.cluster.controller.statedir import StateDir
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import AllocationId, Namespace
 from fluster.cluster.tokens import secret_sha256
-from fluster.cluster.validation import check_name
+from fluster.cluster.validation import check_name, shown
 from fluster.rpc.connection import Address
-from fluster.rpc.gate import bearer
+from fluster.rpc.errors import WireError
+from fluster.rpc.gate import bearer, identity_or_none
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServiceASGIApplication
 from fluster.rpc.serve import RpcServer, connect_options
 from fluster.rpc.trust import AUTHORITY_PATH, pinned
@@ -51,6 +54,7 @@ _AHEAD_S = 1.0
 
 MakeBackend = Callable[["Running"], VMBackend | Mapping[str, VMBackend]]
 """Makes the backend once the controller's address is known; several come by the names that settings give them."""
+_MAX_RPC_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,9 @@ class ControllerDaemon:
         if config.shut_down_before:
             await loop.submit(MachinesForgotten())
         await self._background(stack, failed, "retention", retention.run(controller))
+        await self._background(stack, failed, "refusals", controller.refusals.run())
+        await self._background(stack, failed, "open calls", controller.calls.run())
+        stack.push_async_callback(controller.refusals.flush)
         server = RpcServer(
             [_application(controller)],
             lambda headers: controller.auth.authenticate(bearer(headers)),
@@ -167,6 +174,7 @@ class ControllerDaemon:
             hosts=tls.names if tls is not None else (),
             ssl_context=tls.context if tls is not None else None,
             public={AUTHORITY_PATH: tls.authority.pem.encode()} if tls is not None else {},
+            refused=lambda error, path, peer: _note_refused(controller, error, path, peer),
         )
         port = await server.start()
         stack.push_async_callback(server.stop)
@@ -205,13 +213,24 @@ class ControllerDaemon:
         tls: ServerTls | None,
     ) -> Controller:
         token = self._config.token or state_dir.admin_token
-        auth = Authenticator(state_dir.cluster_key, secret_sha256(token), StateDirectory(lambda: loop.state))
+        directory = StateDirectory(lambda: loop.state)
+        auth = Authenticator(state_dir.cluster_key, secret_sha256(token), directory, loop.now)
         blobs = BlobStore(state_dir.blobs, clock=clock)
         logs = LogStore(state_dir.logs)
         stack.callback(logs.close)
         config = self._config
         return Controller(
-            loop, store, blobs, logs, auth, config.namespace, state_dir.cluster_key, is_loopback(config.host), tls
+            loop,
+            store,
+            blobs,
+            logs,
+            auth,
+            Refusals(loop),
+            OpenCalls(auth),
+            config.namespace,
+            state_dir.cluster_key,
+            is_loopback(config.host),
+            tls,
         )
 
     async def _background(
@@ -257,6 +276,14 @@ def _by_name(made: VMBackend | Mapping[str, VMBackend], settings: Settings) -> M
     if isinstance(made, Mapping):
         return made
     return dict.fromkeys([settings.backend, *(offer.backend for offer in settings.offers)], made)
+
+
+def _note_refused(controller: Controller, error: WireError, path: str, peer: str) -> None:
+    """A request that was refused before any handler saw it."""
+    who = identity_or_none(Identity)
+    rpc = path.rpartition("/")[2][:_MAX_RPC_NAME]
+    actor = ANONYMOUS if who is None else who.actor
+    controller.refusals.note(actor, peer, f"{shown(rpc)}: {error.code}: {error.message}")
 
 
 def is_loopback(host: str) -> bool:

@@ -5,35 +5,41 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
 from fluster.cluster.controller.auth import Identity
-from fluster.cluster.controller.cluster_rpcs import Blobs, History, Machines, Tokens
+from fluster.cluster.controller.cluster_rpcs import Blobs, Machines
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.endpoints import Endpoints
+from fluster.cluster.controller.history import History
 from fluster.cluster.controller.jobs import Jobs
 from fluster.cluster.controller.listing import Listing
 from fluster.cluster.controller.logs import Logs
+from fluster.cluster.controller.opencalls import TokenEnded
 from fluster.cluster.controller.outcomes import Outcomes
 from fluster.cluster.controller.sync import Workers
-from fluster.cluster.tokens import TokenKind
-from fluster.errors import FlusterError
-from fluster.rpc.errors import refusal
-from fluster.rpc.gate import UNAUTHENTICATED, client_names
+from fluster.cluster.controller.token_rpcs import Tokens
+from fluster.cluster.tokens import TokenKind, without_secrets
+from fluster.errors import FlusterError, RemoteFault, Unreachable
+from fluster.rpc.errors import code_of, refusal
+from fluster.rpc.gate import UNAUTHENTICATED, client_names, current_peer, refusal_is_told
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService
 
-_log = logging.getLogger(__name__)
-
 _Context = RequestContext[Any, Any]
+
+_log = logging.getLogger(__name__)
 
 
 class Authorization:
-    """Refuses what the table of RPCs and identities does not allow, before any handler runs; notes every refusal."""
+    """Refuses what the table of RPCs and identities does not allow, before any handler runs; notes every refusal.
+
+    What is being answered when its token ends, ends too.
+    """
 
     def __init__(self, controller: Controller) -> None:
         self._c = controller
@@ -42,29 +48,35 @@ class Authorization:
         self, call_next: Callable[[Any, _Context], Awaitable[Any]], request: Any, ctx: _Context
     ) -> Any:
         """Of a call with one answer."""
-        with self._checked(ctx.method.name):
+        with self._checked(ctx.method.name, request):
             return await call_next(request, ctx)
 
     async def intercept_server_stream(
         self, call_next: Callable[[Any, _Context], AsyncIterator[Any]], request: Any, ctx: _Context
     ) -> AsyncIterator[Any]:
         """Of a call with many answers."""
-        with self._checked(ctx.method.name):
+        with self._checked(ctx.method.name, request):
             async with aclosing(call_next(request, ctx)) as messages:  # type: ignore[type-var]
                 async for message in messages:
                     yield message
 
     @contextmanager
-    def _checked(self, rpc: str) -> Iterator[None]:
+    def _checked(self, rpc: str, request: Any) -> Iterator[None]:
         who = self._c.caller()
         try:
-            if not (self._c.auth.still_valid(who) and self._is_shown(who)):
-                error = refusal("unauthenticated", UNAUTHENTICATED)
-                raise ConnectError(Code(error.code), error.message, details=[error.info()])
-            self._c.auth.authorize(who, rpc, self._c.loop.now())
-            yield
+            with self._c.calls.call(who):
+                if not (self._c.auth.still_valid(who) and self._is_shown(who)):
+                    raise TokenEnded
+                self._c.auth.authorize(who, rpc)
+                yield
+        except TokenEnded:
+            self._refuse_ended(who, rpc)
+        except (Unreachable, RemoteFault):
+            raise  # we cannot, which is no refusal
         except (FlusterError, ValueError, ConnectError) as error:
-            _log.info("refused %s of %s: %s", rpc, who.actor, error)
+            code = error.code.value if isinstance(error, ConnectError) else code_of(error)
+            if code is not None:
+                self._note(who, rpc, f"{code}: {getattr(error, 'message', error)}", request)
             raise
 
     def _is_shown(self, who: Identity) -> bool:
@@ -73,6 +85,16 @@ class Authorization:
         if tls is None or not tls.wants_worker_certificates or who.kind is not TokenKind.WORKER:
             return True
         return tls.uri_of(who.worker_id) in client_names()
+
+    def _refuse_ended(self, who: Identity, rpc: str) -> NoReturn:
+        error = refusal("unauthenticated", UNAUTHENTICATED)
+        self._note(who, rpc, f"{error.code}: the token has ended, or is not shown with its certificate", None)
+        raise ConnectError(Code(error.code), error.message, details=[error.info()])
+
+    def _note(self, who: Identity, rpc: str, why: str, request: Any) -> None:
+        refusal_is_told()
+        _log.info("refused %s of %s: %s", rpc, who.actor, without_secrets(why))
+        self._c.refusals.note(who.actor, current_peer(), f"{rpc}: {why}", getattr(request, "job_id", ""))
 
 
 class ControllerServicer(ControllerService):

@@ -20,6 +20,7 @@ from fluster.cluster.states import WorkerStatus
 from fluster.cluster.tokens import TokenKind
 from fluster.cluster.validation import check_id, check_name, check_text, refuse, shown
 from fluster.errors import FailedPrecondition, NotPermitted, ResourceExhausted
+from fluster.rpc.gate import current_peer
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
@@ -70,6 +71,7 @@ class Workers:
                 resources=convert.worker_resources(request.resources),
                 cgroup=request.resources.cgroup[:8] if request.resources is not None else "",
                 joined_by=who.token_id,
+                peer=current_peer(),
             )
         )
         return pb.RegisterWorkerResponse(

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from fluster.cluster.worker.credentials import Credentials
 from fluster.cluster.worker.delivery import sha256_of
 from fluster.cluster.worker.outcome import open_result
+from fluster.errors import NotPermitted
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import (
     GetBlobRequest,
@@ -45,6 +46,7 @@ class ControllerLink:
         self._credentials = credentials
         self._client = ConnectClient(address, _SERVICE, token=token, retry_s=0.0, known=True, trust=trust)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fluster-link")
+        self._registering: asyncio.Future[None] | None = None
 
     @property
     def address(self) -> str:
@@ -55,19 +57,31 @@ class ControllerLink:
         """Of all calls from now on."""
         self._client.token = token
 
-    async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
-        """RegisterWorker; a certificate that comes with the answer is shown from then on."""
-        return await self._in_thread(self._register, request)
+    async def register(self, request: RegisterWorkerRequest, token: str, *, then: str) -> RegisterWorkerResponse:
+        """RegisterWorker with one token; when it is answered, all other calls go on with another.
+
+        A certificate that comes with the answer is shown from then on.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._registering = done
+        self._client.token = token
+        try:
+            response = await self._in_thread(self._register, request)
+            self._client.token = then
+            return response
+        finally:
+            self._registering = None
+            done.set_result(None)
 
     async def sync(self, request: SyncWorkerRequest, timeout_s: float) -> SyncWorkerResponse:
         """SyncWorker; the controller may hold it."""
         call = self._client.unary
-        return await self._in_thread(call, "SyncWorker", request, SyncWorkerResponse, timeout_s=timeout_s)
+        return await self._as_registered(call, "SyncWorker", request, SyncWorkerResponse, timeout_s=timeout_s)
 
     async def push_logs(self, request: PushLogsRequest) -> PushLogsResponse:
         """PushLogs."""
         call = self._client.unary
-        return await self._in_thread(call, "PushLogs", request, PushLogsResponse, timeout_s=_CALL_S)
+        return await self._as_registered(call, "PushLogs", request, PushLogsResponse, timeout_s=_CALL_S)
 
     async def put_blob(self, path: Path) -> str:
         """Sends a file's content; its hash.
@@ -75,7 +89,7 @@ class ControllerLink:
         Raises:
             BadOutcome: It is no regular file.
         """
-        return await self._in_thread(self._put_blob, path)
+        return await self._as_registered(self._put_blob, path)
 
     async def get_blob(self, sha256: str, path: Path) -> None:
         """Writes content to a file.
@@ -83,12 +97,24 @@ class ControllerLink:
         Raises:
             ValueError: What came has another hash.
         """
-        await self._in_thread(self._get_blob, sha256, path)
+        await self._as_registered(self._get_blob, sha256, path)
 
     def close(self) -> None:
         """Ends the calls that are waiting."""
         self._client.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _as_registered(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The call; once more where its token was replaced while it was on its way."""
+        token = self._client.token
+        try:
+            return await self._in_thread(call, *args, **kwargs)
+        except NotPermitted:
+            if self._registering is not None:
+                await asyncio.wait((self._registering,))
+            if self._client.token == token:
+                raise
+            return await self._in_thread(call, *args, **kwargs)
 
     async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))

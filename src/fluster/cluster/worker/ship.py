@@ -13,13 +13,15 @@ from fluster.cluster.worker.link import ControllerLink
 from fluster.cluster.worker.logs import LogShipper
 from fluster.cluster.worker.messages import blob_payload
 from fluster.cluster.worker.runtime import LogFiles
-from fluster.errors import RemoteFault, Unreachable
+from fluster.errors import NotPermitted, RemoteFault, Unreachable
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
 
 _log = logging.getLogger(__name__)
 
 _AWAY = (Unreachable, TimeoutError, RemoteFault)
 _HASH_TRIES = 3
+_REFUSALS = 10
+"""In a row, some 12 s in all."""
 
 T = TypeVar("T")
 
@@ -67,4 +69,11 @@ async def _until_there(call: Callable[[], Awaitable[T]]) -> T:
         except _AWAY as error:
             failures += 1
             _log.info("waiting for the controller: %s", error)
+            await asyncio.sleep(pause_s(failures))
+        except NotPermitted as error:
+            # This worker may be about to register, with another token than the one that was sent.
+            failures += 1
+            if failures >= _REFUSALS:
+                raise
+            _log.info("waiting to be registered: %s", error)
             await asyncio.sleep(pause_s(failures))

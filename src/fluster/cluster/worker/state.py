@@ -38,11 +38,13 @@ class Identity:
     Attributes:
         secret: Made here; the controller keeps its hash.
         registered: A controller has accepted it.
+        next_secret: Of the daemon that runs, until it is known that a controller has taken it. Empty: `secret` is.
     """
 
     worker_id: str
     secret: str
     registered: bool = False
+    next_secret: str = ""
 
     @property
     def token(self) -> str:
@@ -50,9 +52,14 @@ class Identity:
         return worker_token(WorkerId(self.worker_id), self.secret)
 
     @property
-    def sha256(self) -> str:
-        """What the controller is told."""
-        return secret_sha256(self.secret)
+    def next_token(self) -> str:
+        """What it sends once this daemon is registered."""
+        return worker_token(WorkerId(self.worker_id), self.next_secret or self.secret)
+
+    @property
+    def next_sha256(self) -> str:
+        """What the controller is told when this daemon registers."""
+        return secret_sha256(self.next_secret or self.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +104,30 @@ class WorkerState:
         """Unlocks it."""
         os.close(self._lock)
 
+    def renew_secret(self) -> None:
+        """A daemon that starts gets a secret of its own; the one before is good until a controller has taken it.
+
+        One that no controller is known to have taken is offered again: it may be the one that is good.
+        """
+        if not self.identity.registered or self.identity.next_secret:
+            return
+        renewed = replace(self.identity, next_secret=new_secret())
+        try:
+            # On disk before any controller hears of it: who crashes in between must not be locked out.
+            self._write_identity(renewed)
+        except OSError as error:
+            _log.warning("this worker keeps the secret it had: %s", error)
+
     def registered(self) -> None:
-        """Notes that a controller has accepted this worker."""
-        if not self.identity.registered:
-            try:
-                self._write_identity(replace(self.identity, registered=True))
-            except OSError as error:
-                _log.warning("cannot note that this worker is registered: %s", error)
+        """Notes that a controller has accepted this worker, and its newest secret."""
+        known = self.identity
+        if known.registered and not known.next_secret:
+            return
+        self.identity = replace(known, registered=True, secret=known.next_secret or known.secret, next_secret="")
+        try:
+            self._write_identity(self.identity)
+        except OSError as error:
+            _log.warning("cannot note that this worker is registered: %s", error)
 
     def tell_lease(self, clock: int) -> None:
         """From now on the end of the lease, on this clock, is also told to those who outlive the daemon."""
@@ -137,8 +161,8 @@ class WorkerState:
         return identity
 
     def _write_identity(self, identity: Identity) -> None:
-        self.identity = identity
         write_atomically(self.path / _IDENTITY, json.dumps(asdict(identity)).encode(), durable=True)
+        self.identity = identity
 
     def _load_contact(self) -> Contact:
         fields = _read(self.path / _CONTACT)

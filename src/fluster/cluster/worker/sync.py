@@ -85,8 +85,9 @@ class Sync:
         self._without_lease = False
         self._leaving_until: float | None = None
         self._started_at = clock()
+        state.renew_secret()
         about.worker_id = state.identity.worker_id
-        about.credential_sha256 = state.identity.sha256
+        about.credential_sha256 = state.identity.next_sha256
         about.incarnation = secrets.token_hex(16)
 
     def changed(self, urgent: bool) -> None:
@@ -193,19 +194,19 @@ class Sync:
         self._about.request_id = secrets.token_hex(16)
         identity = self._state.identity
         if identity.registered:
-            self._link.use_token(identity.token)
-            try:
-                return await self._link.register(self._about)
-            except NotPermitted as error:
-                _log.warning("the controller does not know this worker any more: %s", error)
+            # The newer one is known already where the answer to an earlier request was lost.
+            for token in dict.fromkeys((identity.token, identity.next_token)):
+                try:
+                    return await self._link.register(self._about, token, then=identity.next_token)
+                except NotPermitted as error:
+                    _log.warning("the controller does not take this worker's credential: %s", error)
         # Read only now: once registered, the worker needs it no more, and it may be gone.
         join_token = self._join_token()
         if join_token is None:
             raise NotPermitted(
                 "this worker is unknown to its controller and has no join token: give it one of `fluster worker token`"
             )
-        self._link.use_token(join_token)
-        return await self._link.register(self._about)
+        return await self._link.register(self._about, join_token, then=identity.next_token)
 
     async def _hear(self, seq: int, call: Coroutine[Any, Any, SyncWorkerResponse | RegisterWorkerResponse]) -> None:
         asked_at = self._clock()

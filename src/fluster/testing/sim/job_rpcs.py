@@ -32,7 +32,8 @@ class JobRpcs:
             job_id=JobId(self._c.sim.new_id("j")),
             name=program.name,
             namespace=Namespace("default"),
-            owner="admin" if parent is None else f"job:{parent.job_id}",
+            owner=_caller(program.user) if parent is None else f"job:{parent.job_id}",
+            user=program.user if parent is None else parent.user,
             parent=None if parent is None else parent.job_id,
             depth=0 if parent is None else parent.depth + 1,
             priority=program.priority,
@@ -76,3 +77,7 @@ class JobRpcs:
         )
         note = RequestRow(row.owner, request_id, "RegisterEndpoint", name, row.endpoint_id, now)
         self._c.submit(EndpointRegistered(row, note), lambda answer: self._c.answer(call, answer))
+
+
+def _caller(user: str) -> str:
+    return f"user:{user}" if user else "admin"

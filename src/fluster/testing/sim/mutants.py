@@ -30,6 +30,7 @@ from fluster.cluster.controller.core.rows import (
     Row,
     TaskRow,
 )
+from fluster.cluster.controller.core.shares import Shares
 from fluster.cluster.controller.core.state import Settings, State, has_process
 from fluster.cluster.ids import AllocationId, WorkerId
 from fluster.cluster.worker import decide
@@ -352,6 +353,10 @@ def _success_of_one_is_success_of_all() -> list[Patch]:
     return [(attempts, "_classify", classify)]
 
 
+def _quota_ignored() -> list[Patch]:
+    return [(Shares, "exceeds", lambda *_: False)]
+
+
 MUTANTS: dict[str, Mutant] = {
     "no-epoch-check": Mutant(
         "workers obey a controller that was replaced",
@@ -440,6 +445,9 @@ MUTANTS: dict[str, Mutant] = {
     "endpoint-kept": Mutant("endpoints outlive their attempt", _endpoint_kept, _hurting(CALM)),
     "journal-left-out": Mutant("a transition is not written down", _journal_left_out, _hurting(CALM)),
     "overcommitted": Mutant("room is given twice", _overcommitted, _hurting(CALM, Work(bursts=20, burst=30, run_s=20))),
+    "quota-ignored": Mutant(
+        "a user gets more than its quota", _quota_ignored, _hurting(CALM, Work(bursts=20, burst=30, run_s=60))
+    ),
     "children-forgotten": Mutant(
         "children of a job that is stopped go on",
         _children_forgotten,

@@ -5,10 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from fluster.cluster.controller.core.rows import Resources, Retry
+from fluster.cluster.controller.core.rows import Quota, Resources, Retry
 from fluster.testing.sim.config import Work
 
 GB = 10**9
+USERS = {
+    "alice": Quota(cpu_milli=24_000, memory_bytes=48 * GB),  # what the largest gang takes: everything ends
+    "bob": Quota(jobs=12),
+    "carol": Quota(),
+}
+"""Beside the administrator: what each may have."""
 _LONGEST_S = 900.0
 
 
@@ -28,6 +34,7 @@ class Program:
     timeout_s: float | None = None
     scheduling_timeout_s: float | None = None
     generation: int = 0
+    user: str = ""
 
     def behaviour(self, task: int, number: int) -> Behaviour:
         """What the attempt with this number does."""
@@ -107,4 +114,5 @@ def draw_program(chance: random.Random, name: str, seed: int, work: Work, genera
         timeout_s=chance.uniform(5, 200) if draw() < 0.1 else None,
         scheduling_timeout_s=chance.uniform(20, 300) if draw() < 0.15 else None,
         generation=generation,
+        user=("", *USERS)[random.Random(f"{seed}:{name}:user").randrange(1 + len(USERS))],
     )

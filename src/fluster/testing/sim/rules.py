@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fluster.cluster.controller.core.capacity import Use
 from fluster.cluster.controller.core.rows import (
     ENDED_STATES,
     AllocationRow,
@@ -19,6 +20,7 @@ from fluster.cluster.controller.core.rows import (
     JobRow,
     JournalRow,
     TaskRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.core.state import State, has_process
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from fluster.testing.sim.simulation import Simulation
 
 _FROM_ROWS = (
-    *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens"),
-    *("held", "children", "parents", "endpoints_by_name", "endpoints_by_attempt"),
+    *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens", "users"),
+    *("held", "children", "parents", "jobs_by_user", "endpoints_by_name", "endpoints_by_attempt"),
 )
 _ALIVE = {
     TaskState.ASSIGNED: AttemptState.ASSIGNED,
@@ -116,6 +118,8 @@ class Rules:
             self._whole_job(self._store.jobs[job_id])
         for worker_id in changes.touched_workers:
             self._room(worker_id)
+        if any(isinstance(row, JobRow | AttemptRow) for row in changes.rows.values()):
+            self._quotas()
 
     # Single rows
 
@@ -279,6 +283,22 @@ class Rules:
         have = worker.resources
         if cpu > have.cpu_milli or memory > have.memory_bytes or len(held) > have.slots:
             raise InvariantBroken("no worker holds more than it has", f"{[*held]} on {worker_id}", worker=worker_id)
+
+    def _quotas(self) -> None:
+        """No user has more than it may."""
+        uses: defaultdict[str, Use] = defaultdict(Use)
+        for uid in (uid for held in self._held.values() for uid in held):
+            job = self._store.jobs[JobId(uid.split(".")[0])]
+            uses[job.user].add(job.resources)
+        unfinished = Counter(self._store.jobs[job_id].user for job_id in self._store.unfinished)
+        for row in self._store.kept.values():
+            if not isinstance(row, UserRow):
+                continue
+            use, quota = uses[row.name], row.quota
+            has = (use.cpu_milli, use.memory_bytes, use.gpu, unfinished[row.name])
+            may = (quota.cpu_milli, quota.memory_bytes, quota.gpu, quota.jobs)
+            if any(limit is not None and there > limit for there, limit in zip(has, may, strict=True)):
+                raise InvariantBroken("no user is over quota", f"{row.name} has {has} of {may}")
 
     # Everything
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fluster.cluster.controller.core.events import TokenCreated, WorkerSynced
 from fluster.cluster.controller.core.rows import Changes, Offer, RequestRow, Resources, TokenRow
 from fluster.cluster.controller.core.state import Settings, State
 from fluster.cluster.controller.core.transitions import apply
-from fluster.cluster.ids import AllocationId, WorkerId
+from fluster.cluster.ids import AllocationId, Namespace, WorkerId
 from fluster.testing.sim.backend import Backend
 from fluster.testing.sim.chaos import Chaos
 from fluster.testing.sim.clients import Clients
@@ -25,7 +26,7 @@ from fluster.testing.sim.effects import Effects
 from fluster.testing.sim.machines import Machine
 from fluster.testing.sim.messages import RegisterRequest, SyncRequest
 from fluster.testing.sim.network import Call, Network, refused
-from fluster.testing.sim.programs import GB, Program
+from fluster.testing.sim.programs import GB, USERS, Program
 from fluster.testing.sim.rules import Rules, check_quiet
 from fluster.testing.sim.store import Killed, MemoryStore
 from fluster.testing.sim.story import Happening, InvariantBroken, Story
@@ -269,11 +270,15 @@ class Simulation:
                 raise InvariantBroken("no news is no change", f"{changes.rows}", worker=worker_id)
 
     def _make_token(self) -> None:
-        """What machines started by hand join with."""
+        """What machines started by hand join with; and who the users are."""
         token = TokenRow("by-hand", "0" * 64, 1_000_000, START + _FAR, START)
         note = RequestRow("admin", "r-token", "CreateJoinToken", "", "by-hand", START)
         assert self.controller is not None
         self.controller.submit(TokenCreated(token, note, "admin"), lambda _: None)
+        for user, quota in USERS.items():
+            token = TokenRow(f"of-{user}", "0" * 64, 0, math.inf, START, user=user, namespace=Namespace("default"))
+            note = RequestRow("admin", f"r-{user}", "CreateToken", "", token.token_id, START)
+            self.controller.submit(TokenCreated(token, note, "admin", tuple(asdict(quota).items())), lambda _: None)
 
     # Machines and messages
 

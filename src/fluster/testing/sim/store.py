@@ -18,6 +18,7 @@ from fluster.cluster.controller.core.rows import (
     Row,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.store import Loaded, StoreFull
@@ -90,7 +91,7 @@ class MemoryStore:
                     self.unfinished.pop(row.job_id, None)
             elif isinstance(row, RequestRow):
                 self.requests[key] = row
-            elif isinstance(row, WorkerRow | AllocationRow | EndpointRow | TokenRow):
+            elif isinstance(row, WorkerRow | AllocationRow | EndpointRow | TokenRow | UserRow):
                 self.kept[kind, key] = row
         for endpoint_id in changes.deleted_endpoints:
             self.kept.pop((EndpointRow, endpoint_id), None)
@@ -112,6 +113,7 @@ class MemoryStore:
             of_kind[AllocationRow],
             of_kind[EndpointRow],
             of_kind[TokenRow],
+            of_kind[UserRow],
         )
 
     def job(self, job_id: JobId) -> JobRow | None:

@@ -101,6 +101,21 @@ class Slot:
         self.free.take(need)
 
 
+@dataclass(slots=True)
+class Use:
+    """What tasks that run, or are placed, reserve together."""
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    gpu: int = 0
+
+    def add(self, need: Resources, count: int = 1) -> None:
+        """So many tasks more."""
+        self.cpu_milli += need.cpu_milli * count
+        self.memory_bytes += need.memory_bytes * count
+        self.gpu += need.gpu * count
+
+
 def fits(need: Resources, have: Resources | Room) -> bool:
     """Whether one task of this need fits into what is there."""
     return (

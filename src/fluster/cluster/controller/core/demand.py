@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from fluster.cluster.controller.core.capacity import Room, fits, room, slice_of, times
+from fluster.cluster.controller.core.capacity import Room, Use, fits, room, slice_of, times
 from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, JobRow, Offer, Resources
 from fluster.cluster.controller.core.schedule import waiting_gangs
+from fluster.cluster.controller.core.shares import Shares
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
 
@@ -55,9 +56,20 @@ def demand(state: State, now: float) -> Demand:
             for _ in range(offer.at_least - run.used[offer]):
                 run.add(offer)
                 found.asked.append(offer)
-    for job, tasks, not_before in waiting_gangs(state):
-        run.give(job, len(tasks), found, may_ask=not_before <= now)
+    gangs = waiting_gangs(state)
+    shares = Shares(state, {job.user for job, _, _ in gangs}, _whole(state))
+    for job, tasks, not_before in shares.in_turn(gangs, state.hold):
+        if not shares.exceeds(job, len(tasks)):  # no machine helps who has all that the quota allows
+            run.give(job, len(tasks), found, may_ask=not_before <= now)
+            shares.take(job, len(tasks))
     return found
+
+
+def _whole(state: State) -> Use:
+    whole = Use()
+    for worker in state.ready_workers():
+        whole.add(worker.resources)
+    return whole
 
 
 def missing_hosts(state: State, row: AllocationRow) -> int:

@@ -1,4 +1,7 @@
-"""What can happen: every change of the state comes from one of these."""
+"""What can happen: every change of the state comes from one of these.
+
+`peer` of those that somebody asked for is the address it was asked from.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from fluster.cluster.controller.core.rows import (
     AttemptState,
     EndpointRow,
     JobRow,
+    JournalRow,
     RequestRow,
     Resources,
     TokenRow,
@@ -31,6 +35,7 @@ class JobsSubmitted:
 
     jobs: tuple[NewJob, ...]
     request: RequestRow
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class TerminationRequested:
 
     job_id: JobId
     actor: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class WorkerRegistered:
     resources: Resources
     cgroup: str
     joined_by: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,7 @@ class EndpointRegistered:
 
     row: EndpointRow
     request: RequestRow | None
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,7 @@ class EndpointUnregistered:
 
     endpoint_id: EndpointId
     actor: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +164,34 @@ class AllocationRefused:
 
 @dataclass(frozen=True, slots=True)
 class TokenCreated:
-    """A join token was made."""
+    """A token was made.
+
+    Attributes:
+        quota: Fields of the user's quota that change with it.
+    """
 
     row: TokenRow
     request: RequestRow
     actor: str
+    quota: tuple[tuple[str, int | None], ...] = ()
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRevoked:
-    """A join token was withdrawn."""
+    """Tokens were withdrawn: this one, or all of a user."""
 
     token_id: str
     actor: str
+    user: str = ""
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsRefused:
+    """Requests were refused. They change nothing, but history tells of them."""
+
+    lines: tuple[JournalRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +233,7 @@ Event = (
     | AllocationRefused
     | TokenCreated
     | TokenRevoked
+    | RequestsRefused
     | GangPlaced
     | MachinesForgotten
     | TimePassed

@@ -14,6 +14,7 @@ from fluster.cluster.controller.core.rows import (
     Row,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.core.state import (
@@ -28,15 +29,26 @@ from fluster.cluster.controller.core.state import (
 )
 from fluster.cluster.ids import EndpointId
 
+CONTROLLER = "controller"
+"""Who causes what nobody asked for."""
+
 
 class Fold:
-    """Writes rows into a state and notes them as changes: the only way the state is altered."""
+    """Writes rows into a state and notes them as changes: the only way the state is altered.
 
-    __slots__ = ("changes", "now", "state")
+    Args:
+        state: Altered in place.
+        now: Unix seconds.
+        changes: Of the same turn so far.
+        peer: Where the event was asked for; noted with what its asker caused, not with what follows from it.
+    """
 
-    def __init__(self, state: State, now: float, changes: Changes | None = None) -> None:
+    __slots__ = ("changes", "now", "peer", "state")
+
+    def __init__(self, state: State, now: float, changes: Changes | None = None, peer: str = "") -> None:
         self.state = state
         self.now = now
+        self.peer = peer
         self.changes = changes if changes is not None else Changes()
 
     def note(self, key: object, row: Row) -> None:
@@ -46,7 +58,7 @@ class Fold:
     def journal(
         self,
         kind: str,
-        actor: str = "controller",
+        actor: str = CONTROLLER,
         *,
         job_id: str = "",
         task: int = -1,
@@ -55,7 +67,8 @@ class Fold:
         message: str = "",
     ) -> None:
         """Notes one line of history."""
-        self.changes.journal.append(JournalRow(self.now, kind, actor, job_id, task, attempt, worker_id, message))
+        peer = self.peer if actor != CONTROLLER else ""
+        self.changes.journal.append(JournalRow(self.now, kind, actor, job_id, task, attempt, worker_id, message, peer))
 
     def journal_attempt(self, kind: str, attempt: AttemptRow, message: str = "", actor: str = "") -> None:
         """Notes a line about an attempt; by default its worker caused it."""
@@ -76,6 +89,7 @@ class Fold:
         else:
             self.state.jobs[job.job_id] = job
             leave_tree(self.state, job.job_id)
+            discard(self.state.jobs_by_user, job.user, job.job_id)
         self.note(job.job_id, job)
         self.changes.touched_jobs.add(job.job_id)
 
@@ -138,16 +152,21 @@ class Fold:
         self.changes.deleted_endpoints.append(endpoint_id)
 
     def put_token(self, token: TokenRow) -> None:
-        """Writes a join token."""
+        """Writes a token."""
         self.state.tokens[token.token_id] = token
         self.note(token.token_id, token)
 
     def drop_token(self, token_id: str) -> None:
-        """Withdraws a join token."""
+        """Withdraws a token."""
         self.state.tokens.pop(token_id, None)
         self.state.joined.pop(token_id, None)
         self.changes.rows.pop((TokenRow, token_id), None)
         self.changes.deleted_tokens.append(token_id)
+
+    def put_user(self, user: UserRow) -> None:
+        """Writes a user."""
+        self.state.users[user.name] = user
+        self.note(user.name, user)
 
     def put_request(self, request: RequestRow) -> None:
         """Notes the answer of a mutating request."""

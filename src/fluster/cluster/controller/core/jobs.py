@@ -32,11 +32,22 @@ def submit(fold: Fold, event: JobsSubmitted) -> None:
             f"{len(state.jobs)} jobs are unfinished, the limit is {state.settings.max_unfinished_jobs}; "
             "wait for some to end"
         )
+    _check_quotas(state, event.jobs)
     for new in event.jobs:
         _check_parent(state, new.row)
     for new in event.jobs:
         _take_in(fold, new)
     fold.put_request(event.request)
+
+
+def _check_quotas(state: State, jobs: Iterable[NewJob]) -> None:
+    for user, count in Counter(new.row.user for new in jobs).items():
+        limit, unfinished = state.quota(user).jobs, len(state.jobs_by_user.get(user, ()))
+        if limit is not None and unfinished + count > limit:
+            raise ResourceExhausted(
+                f"user {user} has {unfinished} unfinished jobs and launches {count}, the quota is {limit}; "
+                "wait for some to end, or stop some"
+            )
 
 
 def _check_parent(state: State, job: JobRow) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from fluster.cluster.controller.core.capacity import Slot, fits, times
+from fluster.cluster.controller.core.capacity import Slot, Use, fits, times
 from fluster.cluster.controller.core.events import Member
 from fluster.cluster.controller.core.hold import Hold, choose
 from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
@@ -27,12 +27,12 @@ class _Search:
     Attributes:
         start: No worker before this one has room.
         full_at: Neither a gang of so many tasks nor a larger one finds room.
-        reasons: Why, by number of tasks and whether room is held for an older gang.
+        reasons: Why, by number of tasks and what is said of the gang that room is held for.
     """
 
     start: int = 0
     full_at: float = float("inf")
-    reasons: dict[tuple[int, bool], Reason] = field(default_factory=dict)
+    reasons: dict[tuple[int, str], Reason] = field(default_factory=dict)
 
 
 class Placing:
@@ -55,6 +55,11 @@ class Placing:
         self._failed: list[Resources] = []
         self._least: Resources | None = None
         self._open = 0
+
+    @property
+    def whole(self) -> Use:
+        """What all workers of the pass have together."""
+        return self._outline.whole()
 
     def place(self, job: JobRow, tasks: range) -> tuple[Member, ...] | None:
         """Takes room for the whole gang, or none."""
@@ -134,14 +139,23 @@ class Placing:
     def explain(self, job: JobRow, count: int, position: int) -> Reason:
         """Why a gang that was refused waits."""
         reasons = self._search(job).reasons
-        behind = self._holder is not None and position > self._held_at
+        behind = self._behind(job, position)
         why = reasons.get((count, behind))
         if why is None:
             why = reason(self._state, self._outline, job, count)
-            if behind and self._holder is not None and why.would_fit:
-                why = replace(why, text=f"{why.text}; behind {self._holder.name} ({self._holder.job_id})")
+            if why.would_fit:
+                why = replace(why, text=f"{why.text}{behind}")
             reasons[count, behind] = why
         return why
+
+    def _behind(self, job: JobRow, position: int) -> str:
+        """Whom room is held for that this gang could have had. Names of other namespaces are not told."""
+        holder = self._holder
+        if holder is None or position <= self._held_at:
+            return ""
+        if holder.namespace != job.namespace:
+            return "; behind a job of another namespace"
+        return f"; behind {holder.name} ({holder.job_id})"
 
 
 def _slot(state: State, worker: WorkerRow) -> Slot:

@@ -103,11 +103,11 @@ def _nearness(need: Resources, have: Resources | Room) -> tuple[int, int, int]:
 
 def describe(need: Resources) -> str:
     """The need in words: `2 cpu, 4 GB memory`."""
-    parts = [f"{_cpu(need.cpu_milli)} cpu"]
+    parts = [f"{shown_cpu(need.cpu_milli)} cpu"]
     if need.memory_bytes:
-        parts.append(f"{_bytes(need.memory_bytes)} memory")
+        parts.append(f"{shown_bytes(need.memory_bytes)} memory")
     if need.disk_bytes:
-        parts.append(f"{_bytes(need.disk_bytes)} disk")
+        parts.append(f"{shown_bytes(need.disk_bytes)} disk")
     if need.gpu:
         variant = "" if need.gpu_variant in ("", "auto") else f" {need.gpu_variant}"
         parts.append(f"{need.gpu}{variant} gpu")
@@ -120,9 +120,9 @@ def shortage(need: Resources, have: Resources | Room, what: str) -> list[str]:
     """The dimensions in which this is too little: `2 cpu needed, 1 free`."""
     short = []
     for wanted, there, unit, shown in (
-        (need.cpu_milli, have.cpu_milli, " cpu", _cpu),
-        (need.memory_bytes, have.memory_bytes, " memory", _bytes),
-        (need.disk_bytes, have.disk_bytes, " disk", _bytes),
+        (need.cpu_milli, have.cpu_milli, " cpu", shown_cpu),
+        (need.memory_bytes, have.memory_bytes, " memory", shown_bytes),
+        (need.disk_bytes, have.disk_bytes, " disk", shown_bytes),
         (need.gpu, have.gpu, " gpu", str),
     ):
         if wanted > there:
@@ -144,11 +144,13 @@ def _count(number: int, what: str) -> str:
     return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
-def _cpu(milli: int) -> str:
+def shown_cpu(milli: int) -> str:
+    """Cores."""
     return f"{milli / 1000:g}"
 
 
-def _bytes(count: int) -> str:
+def shown_bytes(count: int) -> str:
+    """Bytes, in the largest unit that fits."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

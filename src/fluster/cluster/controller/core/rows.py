@@ -67,11 +67,21 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a user may have at one time; `None`: without limit. `jobs`: unfinished ones; the rest of tasks that run."""
+
+    cpu_milli: int | None = None
+    memory_bytes: int | None = None
+    gpu: int | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobRow:
     """A job.
 
     Attributes:
-        owner: Identity that launched it: "admin" or "job:ID".
+        owner: Identity that launched it: "admin", "user:NAME" or "job:ID".
         depth: 0 without a parent, else the parent's + 1.
         priority: 0 low, 1 normal, 2 high.
         gang: One gang of all tasks; else each task is a gang of its own.
@@ -81,6 +91,7 @@ class JobRow:
         stop_cause: TERMINATED, or the cause that spent the budget.
         outcome: Set once, by the transition that ends the job, with everything below it.
         decided_by: Index of the task that decided; -1 none.
+        user: For whom it runs: who launched it, or the job it descends from. Empty: the administrator.
     """
 
     job_id: JobId
@@ -108,6 +119,7 @@ class JobRow:
     cause: Cause | None = None
     exit_code: int | None = None
     error_message: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +263,30 @@ class EndpointRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A join token; only its hash is kept. Uses left are `uses` minus the workers that joined by it."""
+    """A user's token, or one by which workers join; only its hash is kept.
+
+    Attributes:
+        uses: Of a join token; those left are `uses` minus the workers that joined by it.
+        expires_at: Infinite: without end.
+        user: Whose it is; empty: a join token.
+        namespace: Of the user's token.
+    """
 
     token_id: str
     sha256: str
     uses: int
     expires_at: float
+    created_at: float
+    user: str = ""
+    namespace: Namespace = Namespace("")
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """Somebody for whom a token was made. Kept when the last token ends: quotas are of users, not of tokens."""
+
+    name: str
+    quota: Quota
     created_at: float
 
 
@@ -286,7 +316,8 @@ class JournalRow:
         kind: Past tense: "JobLaunched".
         task: -1 when it concerns no single task.
         attempt: Number; 0 when it concerns no attempt.
-        actor: Who caused it: "admin", "worker:W", "job:J", "controller".
+        actor: Who caused it: "admin", "user:U", "job:J", "worker:W", "token:T", "anonymous", "controller".
+        peer: The address it was asked from; empty where nobody asked.
     """
 
     at: float
@@ -297,6 +328,7 @@ class JournalRow:
     attempt: int = 0
     worker_id: str = ""
     message: str = ""
+    peer: str = ""
 
 
 Row = (
@@ -309,6 +341,7 @@ Row = (
     | AllocationRow
     | EndpointRow
     | TokenRow
+    | UserRow
     | RequestRow
 )
 

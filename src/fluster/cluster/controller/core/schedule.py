@@ -1,8 +1,9 @@
 """`schedule`: which waiting gangs get which workers now, and why the others wait.
 
-One queue: priority bands, then age. A gang is placed whole or not at all, on the first workers that hold it. The first
-gang that could run here but finds no room keeps what it needs held back on the workers that are nearest to having it;
-whatever fits beside that may go ahead, so that a big job is never starved by small ones.
+One queue: priority bands, then the user who uses least (`shares`), then age. A gang is placed whole or not at all, on
+the first workers that hold it. The first gang that could run here but finds no room keeps what it needs held back on
+the workers that are nearest to having it; whatever fits beside that may go ahead, so that a big job is never starved by
+small ones. What would exceed its user's quota waits, and holds nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from fluster.cluster.controller.core.events import GangPlaced
 from fluster.cluster.controller.core.hold import Hold
 from fluster.cluster.controller.core.outlook import outlook
 from fluster.cluster.controller.core.placing import Placing
-from fluster.cluster.controller.core.rows import JobRow
+from fluster.cluster.controller.core.shares import Gang, Shares
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import TaskState
 
-Gang = tuple[JobRow, range, float]
-"""A job, the tasks of one of its gangs, and the end of its backoff."""
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
 
@@ -31,7 +30,8 @@ class Waiting:
 
     Attributes:
         would_fit: It could run here if nothing else did.
-        position: In the queue of gangs that wait for room, from 1; `None` while it waits for time.
+        position: In the queue of gangs that wait for room, from 1; `None` while it waits for time or for its user's
+            other tasks to end.
     """
 
     reason: str
@@ -67,14 +67,20 @@ def schedule(state: State, now: float) -> Decision:
     if not queue:
         return decision
     placing = Placing(state, now)
+    shares = Shares(state, {job.user for job, _, _ in queue}, placing.whole)
     position = 0
     refused: dict[JobId, tuple[int, int]] = {}
-    for job, tasks, not_before in queue:
+    for job, tasks, not_before in shares.in_turn(queue, state.hold):
         if not_before > now:
             decision.look_again(not_before)
             decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
+        elif shares.exceeds(job, len(tasks)):
+            if job.job_id not in decision.waiting:
+                text, would_fit = shares.explain(job, len(tasks))
+                decision.waiting[job.job_id] = Waiting(text, would_fit, position=None)
         elif (members := placing.place(job, tasks)) is not None:
             decision.placed.append(GangPlaced(job.job_id, members))
+            shares.take(job, len(tasks))
         else:
             position += 1
             placing.hold_back(job, tasks, position)
@@ -92,7 +98,7 @@ def schedule(state: State, now: float) -> Decision:
 
 
 def waiting_gangs(state: State) -> list[Gang]:
-    """Gangs that wait, in the order in which they are looked at."""
+    """Gangs that wait, by priority and age."""
     jobs = [
         job
         for job_id, job in state.jobs.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fluster.cluster.controller.core.capacity import Room, room
@@ -17,9 +17,11 @@ from fluster.cluster.controller.core.rows import (
     EndpointRow,
     JobRow,
     Offer,
+    Quota,
     Resources,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
@@ -45,6 +47,7 @@ class Settings:
         refusal_backoff_s: A backend that had no machine, or one that was given up, is not asked for so long; then for
             twice as long, up to `max_refusal_backoff_s`.
         backend: Who provides `pool`.
+        max_unfinished_jobs_per_user: Of users whose quota says nothing else; not of the administrator.
         pool: Allocations to hold at all times, by size.
         offers: What may be asked for when that is not enough, in order of preference; none of `backend`.
     """
@@ -62,6 +65,8 @@ class Settings:
     max_depth: int = 32
     max_endpoints_per_job: int = 10_000
     max_unfinished_jobs: int = 1_000_000
+    max_unfinished_jobs_per_user: int = 100_000
+    max_users: int = 10_000
     backend: str = "none"
     pool: tuple[Resources, ...] = ()
     offers: tuple[Offer, ...] = ()
@@ -92,6 +97,7 @@ class State:
         held: Attempts that reserve resources, by worker.
         children: By parent: unfinished jobs, and finished ones that unfinished ones descend from.
         parents: The same the other way round.
+        jobs_by_user: Unfinished ones.
         joined: Workers that ever joined by each token there is.
         last_seen: When each worker last asked; its lease counts from then.
         last_words: When the incarnation before was last heard of, until the new one tells what it holds.
@@ -114,10 +120,12 @@ class State:
     allocations: dict[AllocationId, AllocationRow] = field(default_factory=dict)
     endpoints: dict[EndpointId, EndpointRow] = field(default_factory=dict)
     tokens: dict[str, TokenRow] = field(default_factory=dict)
+    users: dict[str, UserRow] = field(default_factory=dict)
 
     held: defaultdict[WorkerId, dict[AttemptUid, AttemptRow]] = field(default_factory=lambda: defaultdict(dict))
     children: defaultdict[JobId, set[JobId]] = field(default_factory=lambda: defaultdict(set))
     parents: dict[JobId, JobId] = field(default_factory=dict)
+    jobs_by_user: defaultdict[str, dict[JobId, None]] = field(default_factory=lambda: defaultdict(dict))
     joined: defaultdict[str, set[WorkerId]] = field(default_factory=lambda: defaultdict(set))
     endpoints_by_name: defaultdict[tuple[Namespace, str], dict[EndpointId, None]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -192,6 +200,14 @@ class State:
             yield child
             yield from self.descendants(child)
 
+    def quota(self, user: str) -> Quota:
+        """What the user may have; the administrator has no quota."""
+        row = self.users.get(user)
+        quota = Quota() if row is None else row.quota
+        if user and quota.jobs is None:
+            return replace(quota, jobs=self.settings.max_unfinished_jobs_per_user)
+        return quota
+
     def token_uses_left(self, token: TokenRow) -> int:
         """Derived from the workers that joined by it."""
         return token.uses - len(self.joined.get(token.token_id, ()))
@@ -200,6 +216,7 @@ class State:
 def index_job(state: State, job: JobRow) -> None:
     """Puts an unfinished job into the state and below its parent."""
     state.jobs[job.job_id] = job
+    state.jobs_by_user[job.user][job.job_id] = None
     if job.parent is not None:
         index_parent(state, job.job_id, job.parent)
 

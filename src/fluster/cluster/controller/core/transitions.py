@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from fluster.cluster.controller.core import allocations, attempts, endpoints, jobs, workers
+from fluster.cluster.controller.core import allocations, attempts, endpoints, jobs, tokens, workers
 from fluster.cluster.controller.core.events import (
     AllocationObserved,
     AllocationRefused,
@@ -16,6 +16,7 @@ from fluster.cluster.controller.core.events import (
     GangPlaced,
     JobsSubmitted,
     MachinesForgotten,
+    RequestsRefused,
     TerminationRequested,
     TimePassed,
     TokenCreated,
@@ -43,7 +44,7 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
     Raises:
         FlusterError: The event is refused; the state is as it was.
     """
-    fold = Fold(state, now, changes)
+    fold = Fold(state, now, changes, getattr(event, "peer", ""))
     match event:
         case JobsSubmitted():
             jobs.submit(fold, event)
@@ -68,13 +69,11 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
         case AllocationRefused():
             allocations.refuse(fold, event)
         case TokenCreated():
-            fold.put_token(event.row)
-            fold.put_request(event.request)
-            fold.journal("TokenCreated", event.actor, message=event.row.token_id)
+            tokens.create(fold, event)
         case TokenRevoked():
-            if event.token_id in state.tokens:
-                fold.drop_token(event.token_id)
-                fold.journal("TokenRevoked", event.actor, message=event.token_id)
+            tokens.revoke(fold, event)
+        case RequestsRefused():
+            fold.changes.journal += event.lines
         case MachinesForgotten():
             workers.forget(fold)
         case TimePassed():
@@ -82,13 +81,7 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
             allocations.note_idle(fold)
             endpoints.expire(fold)
             jobs.expire(fold)
-            _expire_tokens(fold)
+            tokens.expire(fold)
         case _:
             assert_never(event)
     return fold.changes
-
-
-def _expire_tokens(fold: Fold) -> None:
-    for token in [t for t in fold.state.tokens.values() if t.expires_at <= fold.now]:
-        fold.drop_token(token.token_id)
-        fold.journal("TokenExpired", message=token.token_id)

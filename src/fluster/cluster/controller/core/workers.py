@@ -61,7 +61,7 @@ def _check_join(fold: Fold, event: WorkerRegistered, *, known: bool) -> None:
             raise NotPermitted(f"allocation {event.allocation_id!r} is not wanted any more")
         return
     token = state.tokens.get(event.joined_by)
-    if token is None or token.expires_at <= fold.now:
+    if token is None or token.user or token.expires_at <= fold.now:
         raise NotPermitted("this join token has expired or was revoked; `fluster worker token` makes a new one")
     if not known and state.token_uses_left(token) <= 0:
         raise NotPermitted("this join token is used up; `fluster worker token` makes a new one")

@@ -17,6 +17,7 @@ from fluster.cluster.controller.core.rows import (
     EndpointRow,
     JobRow,
     JournalRow,
+    Quota,
     RequestRow,
     Resources,
     ResultRow,
@@ -24,6 +25,7 @@ from fluster.cluster.controller.core.rows import (
     SpecRow,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.store import sql
@@ -90,7 +92,7 @@ def _codec(hint: Any) -> Codec | None:
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
     if hint is bool:
         return Codec(bool)
-    if hint in (Resources, Retry):
+    if hint in (Resources, Retry, Quota):
         return Codec(*_record_codec(hint))
     if hint == tuple[str, ...]:
         return Codec(_strings, _compact)
@@ -138,10 +140,11 @@ WORKERS = Table("workers", WorkerRow, ("worker_id",))
 ALLOCATIONS = Table("allocations", AllocationRow, ("allocation_id",))
 ENDPOINTS = Table("endpoints", EndpointRow, ("endpoint_id",))
 TOKENS = Table("tokens", TokenRow, ("token_id",))
+USERS = Table("users", UserRow, ("name",))
 REQUESTS = Table("requests", RequestRow, ("caller", "request_id"), fixed=("at",))
 JOURNAL = Table("journal", JournalRow)
 
 UPSERTED: dict[type, Table[Any]] = {
     table.row: table
-    for table in (JOBS, SPECS, TASKS, ATTEMPTS, RESULTS, WORKERS, ALLOCATIONS, ENDPOINTS, TOKENS, REQUESTS)
+    for table in (JOBS, SPECS, TASKS, ATTEMPTS, RESULTS, WORKERS, ALLOCATIONS, ENDPOINTS, TOKENS, USERS, REQUESTS)
 }

@@ -157,7 +157,20 @@ CREATE TABLE journal (
 CREATE INDEX journal_by_job ON journal (job_id);
 """
 
-MIGRATIONS = (_V1,)
+_V2 = """
+ALTER TABLE jobs ADD COLUMN user TEXT NOT NULL DEFAULT '';
+ALTER TABLE tokens ADD COLUMN user TEXT NOT NULL DEFAULT '';
+ALTER TABLE tokens ADD COLUMN namespace TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE users (name TEXT PRIMARY KEY, quota TEXT NOT NULL, created_at REAL NOT NULL) STRICT;
+
+ALTER TABLE journal ADD COLUMN peer TEXT NOT NULL DEFAULT '';
+-- Who asked for what: holds what it is filtered by.
+CREATE INDEX journal_asked ON journal (seq, actor, job_id) WHERE peer <> '';
+CREATE INDEX journal_refused ON journal (seq) WHERE kind = 'RequestRefused';
+"""
+
+MIGRATIONS = (_V1, _V2)
 """Migration n takes a database from version n to n + 1. Append only: databases out there have run them."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -181,6 +194,7 @@ WHERE status <> 'gone' OR joined_by IN (SELECT token_id FROM tokens) ORDER BY re
 ALLOCATIONS = "SELECT {columns} FROM allocations WHERE status <> 'gone' ORDER BY created_at, allocation_id"
 ENDPOINTS = "SELECT {columns} FROM endpoints ORDER BY registered_at, endpoint_id"
 TOKENS = "SELECT {columns} FROM tokens ORDER BY created_at, token_id"
+USERS = "SELECT {columns} FROM users ORDER BY name"
 
 SPEC = "SELECT spec FROM specs WHERE job_id = ?"
 RESULT = "SELECT {columns} FROM results WHERE uid = ?"
@@ -209,8 +223,17 @@ JOBS_WHERE = {
     "before_id": "(submitted_at, job_id) < (:before_at, :before_id)",
 }
 
-JOURNAL = "SELECT seq, {columns} FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"
-JOURNAL_OF_JOB = "SELECT seq, {columns} FROM journal WHERE job_id = ? AND seq > ? ORDER BY seq LIMIT ?"
+JOURNAL_FROM = "SELECT seq, {columns} FROM journal WHERE seq > :after_seq"
+JOURNAL_PAGE = {False: "ORDER BY seq LIMIT :limit", True: "ORDER BY seq DESC LIMIT :limit"}  # newest or not
+# Each is used when the caller gives its parameter.
+JOURNAL_AND = {
+    "job_id": "AND job_id = :job_id",
+    "asked": "AND peer <> ''",
+    "not_refused": "AND kind <> 'RequestRefused'",
+    "actor": "AND actor = :actor",
+    "user": """AND (actor = 'user:' || :user OR actor LIKE 'job:%' AND EXISTS
+      (SELECT 1 FROM jobs WHERE jobs.job_id = substr(actor, 5) AND jobs.user = :user))""",
+}
 JOURNAL_TAIL = """
 SELECT max((SELECT value FROM meta WHERE key = 'journal_seq'), (SELECT ifnull(max(seq), 0) FROM journal))
 """
@@ -252,6 +275,13 @@ DELETE_OLD = (
     """,
     "DELETE FROM allocations WHERE status = 'gone' AND created_at < :before",
 )
+
+DELETE_REFUSED = """
+DELETE FROM journal WHERE seq IN
+  (SELECT seq FROM journal INDEXED BY journal_refused WHERE kind = 'RequestRefused' AND (at < :before OR seq <=
+    (SELECT seq FROM journal INDEXED BY journal_refused WHERE kind = 'RequestRefused'
+     ORDER BY seq DESC LIMIT 1 OFFSET :keep)) ORDER BY seq LIMIT :limit)
+"""
 
 
 def upsert(table: str, columns: tuple[str, ...], fixed: tuple[str, ...], key: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ from fluster.cluster.controller.core.rows import (
     ResultRow,
     TaskRow,
     TokenRow,
+    UserRow,
     WorkerRow,
 )
 from fluster.cluster.controller.store import columns, dbfile, sql
@@ -70,6 +71,7 @@ class Loaded:
     allocations: list[AllocationRow]
     endpoints: list[EndpointRow]
     tokens: list[TokenRow]
+    users: list[UserRow]
 
 
 class Store:
@@ -177,6 +179,19 @@ class Store:
                 db.execute(statement, {"before": before, "limit": _PRUNED_ROWS})
         return removed
 
+    def prune_refused(self, before: float, keep: int) -> int:
+        """Removes a bounded part of the refused requests from before `before` or beyond the newest `keep`.
+
+        Returns:
+            How many: to be called until it is none.
+        """
+        with self._transaction() as db:
+            start = db.total_changes()
+            db.execute(sql.KEEP_JOURNAL_SEQ, (self._seq,))
+            kept = db.total_changes() - start
+            db.execute(sql.DELETE_REFUSED, {"before": before, "keep": keep, "limit": _PRUNED_ROWS})
+            return db.total_changes() - start - kept
+
     # Reading.
 
     def load(self) -> Loaded:
@@ -189,6 +204,7 @@ class Store:
             self._rows(columns.ALLOCATIONS, _ALLOCATIONS),
             self._rows(columns.ENDPOINTS, _ENDPOINTS),
             self._rows(columns.TOKENS, _TOKENS),
+            self._rows(columns.USERS, _USERS),
         )
 
     def spec(self, job_id: JobId) -> bytes | None:
@@ -262,14 +278,41 @@ class Store:
         return self._rows(columns.JOBS, statement, given)
 
     def journal(
-        self, *, job_id: JobId | None = None, after_seq: int = 0, limit: int = 100
+        self,
+        *,
+        job_id: JobId | None = None,
+        after_seq: int = 0,
+        limit: int = 100,
+        asked: bool = False,
+        refused: bool = True,
+        actor: str | None = None,
+        user: str | None = None,
+        newest: bool = False,
     ) -> list[tuple[int, JournalRow]]:
-        """Lines of history after `after_seq`, oldest first, with their numbers. `job_id` None: of everything."""
-        if job_id is None:
-            found = self._read(_JOURNAL, (after_seq, limit))
-        else:
-            found = self._read(_JOURNAL_OF_JOB, (job_id, after_seq, limit))
-        return [(seq, columns.JOURNAL.decode(values)) for seq, *values in found]
+        """Lines of history after `after_seq`, oldest first, with their numbers.
+
+        Args:
+            job_id: None: of everything.
+            after_seq: Number of the last line seen.
+            limit: At most so many.
+            asked: Only what somebody asked for.
+            refused: With the requests that were refused.
+            actor: Only what this one caused.
+            user: Only what this user or the user's jobs caused.
+            newest: The last `limit` lines instead of the first.
+        """
+        given = {
+            "job_id": job_id,
+            "asked": asked or None,
+            "not_refused": None if refused else True,
+            "actor": actor,
+            "user": user,
+        }
+        conditions = [text for parameter, text in sql.JOURNAL_AND.items() if given[parameter] is not None]
+        statement = " ".join((sql.JOURNAL_FROM, *conditions, sql.JOURNAL_PAGE[newest]))
+        found = self._read(columns.JOURNAL.select(statement), {**given, "after_seq": after_seq, "limit": limit})
+        lines = [(seq, columns.JOURNAL.decode(values)) for seq, *values in found]
+        return lines[::-1] if newest else lines
 
     def last_at(self) -> float:
         """When the newest line was written; 0 when there is none."""
@@ -366,10 +409,9 @@ _WORKERS = columns.WORKERS.select(sql.WORKERS)
 _ALLOCATIONS = columns.ALLOCATIONS.select(sql.ALLOCATIONS)
 _ENDPOINTS = columns.ENDPOINTS.select(sql.ENDPOINTS)
 _TOKENS = columns.TOKENS.select(sql.TOKENS)
+_USERS = columns.USERS.select(sql.USERS)
 _RESULT = columns.RESULTS.select(sql.RESULT)
 _REQUEST = columns.REQUESTS.select(sql.REQUEST)
 _JOB = columns.JOBS.select(sql.JOB)
 _TASKS = columns.TASKS.select(sql.TASKS)
 _ATTEMPTS = columns.ATTEMPTS.select(sql.ATTEMPTS)
-_JOURNAL = columns.JOURNAL.select(sql.JOURNAL)
-_JOURNAL_OF_JOB = columns.JOURNAL.select(sql.JOURNAL_OF_JOB)

@@ -848,7 +848,7 @@ class ExplainJobResponse(Message[_ExplainJobResponseFields]):
         would_fit: bool
         queue_position: int
 
-_ListEventsRequestFields: TypeAlias = Literal["job_id", "after_seq", "page_size", "wait_s"]
+_ListEventsRequestFields: TypeAlias = Literal["job_id", "after_seq", "page_size", "wait_s", "audit", "actor", "newest"]
 
 class ListEventsRequest(Message[_ListEventsRequestFields]):
     """
@@ -879,9 +879,27 @@ class ListEventsRequest(Message[_ListEventsRequestFields]):
             ```proto
             double wait_s = 4;
             ```
+        audit:
+            only what somebody asked for, refused requests too; for administrators, as are the following
+
+            ```proto
+            bool audit = 5;
+            ```
+        actor:
+            only what this one asked for; "user:U" stands for U's jobs too
+
+            ```proto
+            string actor = 6;
+            ```
+        newest:
+            the newest page_size of them instead of the oldest
+
+            ```proto
+            bool newest = 7;
+            ```
     """
 
-    __slots__ = ("job_id", "after_seq", "page_size", "wait_s")
+    __slots__ = ("job_id", "after_seq", "page_size", "wait_s", "audit", "actor", "newest")
 
     if TYPE_CHECKING:
 
@@ -892,6 +910,9 @@ class ListEventsRequest(Message[_ListEventsRequestFields]):
             after_seq: int = 0,
             page_size: int = 0,
             wait_s: float = 0,
+            audit: bool = False,
+            actor: str = "",
+            newest: bool = False,
         ) -> None:
             pass
 
@@ -899,8 +920,11 @@ class ListEventsRequest(Message[_ListEventsRequestFields]):
         after_seq: int
         page_size: int
         wait_s: float
+        audit: bool
+        actor: str
+        newest: bool
 
-_EventFields: TypeAlias = Literal["seq", "timestamp", "kind", "job_id", "task", "attempt", "worker_id", "actor", "message"]
+_EventFields: TypeAlias = Literal["seq", "timestamp", "kind", "job_id", "task", "attempt", "worker_id", "actor", "message", "peer"]
 
 class Event(Message[_EventFields]):
     """
@@ -944,7 +968,7 @@ class Event(Message[_EventFields]):
             string worker_id = 7;
             ```
         actor:
-            who caused it: "admin", "worker:W", "job:J", "controller"
+            who caused it: "admin", "user:U", "job:J", "worker:W", "token:T", "anonymous", "controller"
 
             ```proto
             string actor = 8;
@@ -953,9 +977,15 @@ class Event(Message[_EventFields]):
             ```proto
             string message = 9;
             ```
+        peer:
+            the address that it was asked from; only told to administrators
+
+            ```proto
+            string peer = 10;
+            ```
     """
 
-    __slots__ = ("seq", "timestamp", "kind", "job_id", "task", "attempt", "worker_id", "actor", "message")
+    __slots__ = ("seq", "timestamp", "kind", "job_id", "task", "attempt", "worker_id", "actor", "message", "peer")
 
     if TYPE_CHECKING:
 
@@ -971,6 +1001,7 @@ class Event(Message[_EventFields]):
             worker_id: str = "",
             actor: str = "",
             message: str = "",
+            peer: str = "",
         ) -> None:
             pass
 
@@ -983,6 +1014,7 @@ class Event(Message[_EventFields]):
         worker_id: str
         actor: str
         message: str
+        peer: str
 
 _ListEventsResponseFields: TypeAlias = Literal["events"]
 
@@ -2561,7 +2593,59 @@ class GetBlobResponse(Message[_GetBlobResponseFields]):
         chunk: bytes
         total_size: int
 
-_CreateTokenRequestFields: TypeAlias = Literal["request_id", "kind", "uses", "ttl_s"]
+_QuotaFields: TypeAlias = Literal["cpu", "memory_bytes", "gpus", "jobs"]
+
+class Quota(Message[_QuotaFields]):
+    """
+    What a user may have at one time. An unset field says nothing: in a request it stays as it is.
+
+    ```proto
+    message fluster.cluster.v1.Quota
+    ```
+
+    Attributes:
+        cpu:
+            cores of all tasks that run; below 0: without limit
+
+            ```proto
+            optional double cpu = 1;
+            ```
+        memory_bytes:
+            ```proto
+            optional int64 memory_bytes = 2;
+            ```
+        gpus:
+            ```proto
+            optional int32 gpus = 3;
+            ```
+        jobs:
+            unfinished ones
+
+            ```proto
+            optional int32 jobs = 4;
+            ```
+    """
+
+    __slots__ = ("cpu", "memory_bytes", "gpus", "jobs")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            cpu: float | None = None,
+            memory_bytes: int | None = None,
+            gpus: int | None = None,
+            jobs: int | None = None,
+        ) -> None:
+            pass
+
+        cpu: float
+        memory_bytes: int
+        gpus: int
+        jobs: int
+
+_CreateTokenRequestFields: TypeAlias = Literal["request_id", "kind", "uses", "ttl_s", "user", "namespace", "quota"]
 
 class CreateTokenRequest(Message[_CreateTokenRequestFields]):
     """
@@ -2579,20 +2663,38 @@ class CreateTokenRequest(Message[_CreateTokenRequestFields]):
             fluster.cluster.v1.TokenKind kind = 2;
             ```
         uses:
-            0: 1
+            of a join token; 0: 1
 
             ```proto
             int32 uses = 3;
             ```
         ttl_s:
-            0: 600
+            0: 600 of a join token, without end of a user's
 
             ```proto
             double ttl_s = 4;
             ```
+        user:
+            whose it is
+
+            ```proto
+            string user = 5;
+            ```
+        namespace:
+            of that user's token; empty: the user's name
+
+            ```proto
+            string namespace = 6;
+            ```
+        quota:
+            of the user, whichever token is used
+
+            ```proto
+            optional fluster.cluster.v1.Quota quota = 7;
+            ```
     """
 
-    __slots__ = ("request_id", "kind", "uses", "ttl_s")
+    __slots__ = ("request_id", "kind", "uses", "ttl_s", "user", "namespace", "quota")
 
     if TYPE_CHECKING:
 
@@ -2603,6 +2705,9 @@ class CreateTokenRequest(Message[_CreateTokenRequestFields]):
             kind: TokenKind | None = None,
             uses: int = 0,
             ttl_s: float = 0,
+            user: str = "",
+            namespace: str = "",
+            quota: Quota | None = None,
         ) -> None:
             pass
 
@@ -2610,8 +2715,11 @@ class CreateTokenRequest(Message[_CreateTokenRequestFields]):
         kind: TokenKind
         uses: int
         ttl_s: float
+        user: str
+        namespace: str
+        quota: Quota | None
 
-_CreateTokenResponseFields: TypeAlias = Literal["token_id", "token", "expires_at"]
+_CreateTokenResponseFields: TypeAlias = Literal["token_id", "token", "expires_at", "namespace"]
 
 class CreateTokenResponse(Message[_CreateTokenResponseFields]):
     """
@@ -2625,16 +2733,24 @@ class CreateTokenResponse(Message[_CreateTokenResponseFields]):
             string token_id = 1;
             ```
         token:
+            said here and never again
+
             ```proto
             string token = 2;
             ```
         expires_at:
+            0: without end
+
             ```proto
             double expires_at = 3;
             ```
+        namespace:
+            ```proto
+            string namespace = 4;
+            ```
     """
 
-    __slots__ = ("token_id", "token", "expires_at")
+    __slots__ = ("token_id", "token", "expires_at", "namespace")
 
     if TYPE_CHECKING:
 
@@ -2644,14 +2760,16 @@ class CreateTokenResponse(Message[_CreateTokenResponseFields]):
             token_id: str = "",
             token: str = "",
             expires_at: float = 0,
+            namespace: str = "",
         ) -> None:
             pass
 
         token_id: str
         token: str
         expires_at: float
+        namespace: str
 
-_TokenInfoFields: TypeAlias = Literal["token_id", "kind", "uses_left", "expires_at"]
+_TokenInfoFields: TypeAlias = Literal["token_id", "kind", "uses_left", "expires_at", "user", "namespace", "created_at", "quota", "used"]
 
 class TokenInfo(Message[_TokenInfoFields]):
     """
@@ -2669,16 +2787,44 @@ class TokenInfo(Message[_TokenInfoFields]):
             fluster.cluster.v1.TokenKind kind = 2;
             ```
         uses_left:
+            of a join token
+
             ```proto
             int32 uses_left = 3;
             ```
         expires_at:
+            0: without end
+
             ```proto
             double expires_at = 4;
             ```
+        user:
+            ```proto
+            string user = 5;
+            ```
+        namespace:
+            ```proto
+            string namespace = 6;
+            ```
+        created_at:
+            ```proto
+            double created_at = 7;
+            ```
+        quota:
+            of the user
+
+            ```proto
+            optional fluster.cluster.v1.Quota quota = 8;
+            ```
+        used:
+            by the user, now
+
+            ```proto
+            optional fluster.cluster.v1.Quota used = 9;
+            ```
     """
 
-    __slots__ = ("token_id", "kind", "uses_left", "expires_at")
+    __slots__ = ("token_id", "kind", "uses_left", "expires_at", "user", "namespace", "created_at", "quota", "used")
 
     if TYPE_CHECKING:
 
@@ -2689,6 +2835,11 @@ class TokenInfo(Message[_TokenInfoFields]):
             kind: TokenKind | None = None,
             uses_left: int = 0,
             expires_at: float = 0,
+            user: str = "",
+            namespace: str = "",
+            created_at: float = 0,
+            quota: Quota | None = None,
+            used: Quota | None = None,
         ) -> None:
             pass
 
@@ -2696,6 +2847,11 @@ class TokenInfo(Message[_TokenInfoFields]):
         kind: TokenKind
         uses_left: int
         expires_at: float
+        user: str
+        namespace: str
+        created_at: float
+        quota: Quota | None
+        used: Quota | None
 
 _ListTokensRequestFields: TypeAlias = NoReturn
 
@@ -2725,6 +2881,8 @@ class ListTokensResponse(Message[_ListTokensResponseFields]):
 
     Attributes:
         tokens:
+            oldest first
+
             ```proto
             repeated fluster.cluster.v1.TokenInfo tokens = 1;
             ```
@@ -2743,7 +2901,7 @@ class ListTokensResponse(Message[_ListTokensResponseFields]):
 
         tokens: list[TokenInfo]
 
-_RevokeTokenRequestFields: TypeAlias = Literal["request_id", "token_id"]
+_RevokeTokenRequestFields: TypeAlias = Literal["request_id", "token_id", "user"]
 
 class RevokeTokenRequest(Message[_RevokeTokenRequestFields]):
     """
@@ -2757,12 +2915,20 @@ class RevokeTokenRequest(Message[_RevokeTokenRequestFields]):
             string request_id = 1;
             ```
         token_id:
+            this one, or
+
             ```proto
             string token_id = 2;
             ```
+        user:
+            all of this user
+
+            ```proto
+            string user = 3;
+            ```
     """
 
-    __slots__ = ("request_id", "token_id")
+    __slots__ = ("request_id", "token_id", "user")
 
     if TYPE_CHECKING:
 
@@ -2771,29 +2937,43 @@ class RevokeTokenRequest(Message[_RevokeTokenRequestFields]):
             *,
             request_id: str = "",
             token_id: str = "",
+            user: str = "",
         ) -> None:
             pass
 
         request_id: str
         token_id: str
+        user: str
 
-_RevokeTokenResponseFields: TypeAlias = NoReturn
+_RevokeTokenResponseFields: TypeAlias = Literal["revoked"]
 
 class RevokeTokenResponse(Message[_RevokeTokenResponseFields]):
     """
     ```proto
     message fluster.cluster.v1.RevokeTokenResponse
     ```
+
+    Attributes:
+        revoked:
+            how many there were
+
+            ```proto
+            int32 revoked = 1;
+            ```
     """
 
-    __slots__ = ()
+    __slots__ = ("revoked",)
 
     if TYPE_CHECKING:
 
         def __init__(
             self,
+            *,
+            revoked: int = 0,
         ) -> None:
             pass
+
+        revoked: int
 
 _ErrorInfoFields: TypeAlias = Literal["reason", "metadata"]
 
@@ -2850,14 +3030,21 @@ class TokenKind(Enum):
             ```proto
             TOKEN_KIND_JOIN = 1
             ```
+        USER:
+            speaks for a user
+
+            ```proto
+            TOKEN_KIND_USER = 2
+            ```
     """
 
     UNSPECIFIED = 0
     JOIN = 1
+    USER = 2
 
 
 _DESC = file_desc(
-    b'\n#fluster/cluster/v1/controller.proto\x12\x12fluster.cluster.v1\x1a\x1efluster/cluster/v1/types.proto"\x80\x01\n\x10LaunchJobRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12/\n\x04spec\x18\x03 \x01(\x0b2\x1b.fluster.cluster.v1.JobSpecR\x04spec"a\n\x11LaunchJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x125\n\x06status\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.JobStatusR\x06status"\x83\x01\n\x11LaunchJobsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x121\n\x05specs\x18\x03 \x03(\x0b2\x1b.fluster.cluster.v1.JobSpecR\x05specs"-\n\x12LaunchJobsResponse\x12\x17\n\x07job_ids\x18\x01 \x03(\tR\x06jobIds",\n\x13GetJobStatusRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"E\n\x14GetJobStatusResponse\x12-\n\x03job\x18\x01 \x01(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x03job"K\n\x13TerminateJobRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x15\n\x06job_id\x18\x02 \x01(\tR\x05jobId"\x16\n\x14TerminateJobResponse"\xf7\x01\n\x0fListJobsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x125\n\x06status\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.JobStatusR\x06status\x12\x1f\n\x0bname_prefix\x18\x03 \x01(\tR\nnamePrefix\x12\x1b\n\tpage_size\x18\x04 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x05 \x01(\tR\tpageToken\x12\x12\n\x04name\x18\x06 \x01(\tR\x04name\x12\x1e\n\nunfinished\x18\x07 \x01(\x08R\nunfinished"k\n\x10ListJobsResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken"S\n\x0fWaitJobsRequest\x12\x17\n\x07job_ids\x18\x01 \x03(\tR\x06jobIds\x12\x15\n\x06wait_s\x18\x02 \x01(\x01R\x05waitS\x12\x10\n\x03any\x18\x03 \x01(\x08R\x03any"K\n\x10WaitJobsResponse\x127\n\x08finished\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x08finished"T\n\x10GetResultRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n\x04task\x18\x02 \x01(\x05R\x04task\x12\x15\n\x06wait_s\x18\x03 \x01(\x01R\x05waitS"\x93\x01\n\x11GetResultResponse\x12\x1a\n\x08finished\x18\x01 \x01(\x08R\x08finished\x12-\n\x03job\x18\x02 \x01(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x03job\x123\n\x06result\x18\x03 \x01(\x0b2\x1b.fluster.cluster.v1.PayloadR\x06result"\x88\x01\n\tLogCursor\x12\x12\n\x04task\x18\x01 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x02 \x01(\x05R\x07attempt\x125\n\x06stream\x18\x03 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset"\xe9\x01\n\x10FetchLogsRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x17\n\x04task\x18\x02 \x01(\x05H\x00R\x04task\x88\x01\x01\x12\x1d\n\x07attempt\x18\x03 \x01(\x05H\x01R\x07attempt\x88\x01\x01\x12\x16\n\x06follow\x18\x04 \x01(\x08R\x06follow\x12\x17\n\x04tail\x18\x05 \x01(\x03H\x02R\x04tail\x88\x01\x01\x127\n\x07cursors\x18\x06 \x03(\x0b2\x1d.fluster.cluster.v1.LogCursorR\x07cursorsB\x07\n\x05_taskB\n\n\x08_attemptB\x07\n\x05_tail"\xc1\x01\n\x07LogLine\x12\x12\n\x04task\x18\x01 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x02 \x01(\x05R\x07attempt\x125\n\x06stream\x18\x03 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x1c\n\ttimestamp\x18\x04 \x01(\x01R\ttimestamp\x12\x12\n\x04data\x18\x05 \x01(\x0cR\x04data\x12\x1f\n\x0bnext_offset\x18\x06 \x01(\x03R\nnextOffset"F\n\x11FetchLogsResponse\x121\n\x05lines\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.LogLineR\x05lines"*\n\x11ExplainJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"\xa0\x01\n\x12ExplainJobResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n\x07reasons\x18\x02 \x03(\tR\x07reasons\x12\x1b\n\twould_fit\x18\x03 \x01(\x08R\x08wouldFit\x12*\n\x0equeue_position\x18\x04 \x01(\x05H\x00R\rqueuePosition\x88\x01\x01B\x11\n\x0f_queue_position"{\n\x11ListEventsRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tafter_seq\x18\x02 \x01(\x03R\x08afterSeq\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x15\n\x06wait_s\x18\x04 \x01(\x01R\x05waitS"\xdd\x01\n\x05Event\x12\x10\n\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x1c\n\ttimestamp\x18\x02 \x01(\x01R\ttimestamp\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x12\n\x04task\x18\x05 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x06 \x01(\x05R\x07attempt\x12\x1b\n\tworker_id\x18\x07 \x01(\tR\x08workerId\x12\x14\n\x05actor\x18\x08 \x01(\tR\x05actor\x12\x18\n\x07message\x18\t \x01(\tR\x07message"G\n\x12ListEventsResponse\x121\n\x06events\x18\x01 \x03(\x0b2\x19.fluster.cluster.v1.EventR\x06events"\x14\n\x12ListWorkersRequest"\xc9\x02\n\nWorkerInfo\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x16\n\x06status\x18\x03 \x01(\tR\x06status\x12A\n\tresources\x18\x04 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x127\n\x04free\x18\x05 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\x04free\x12 \n\x0clast_seen_at\x18\x06 \x01(\x01R\nlastSeenAt\x12#\n\rallocation_id\x18\x07 \x01(\tR\x0callocationId\x12)\n\x10running_attempts\x18\x08 \x01(\x05R\x0frunningAttempts"O\n\x13ListWorkersResponse\x128\n\x07workers\x18\x01 \x03(\x0b2\x1e.fluster.cluster.v1.WorkerInfoR\x07workers"\x18\n\x16ListAllocationsRequest"\xae\x01\n\nAllocation\x12#\n\rallocation_id\x18\x01 \x01(\tR\x0callocationId\x12\x18\n\x07backend\x18\x02 \x01(\tR\x07backend\x12\x16\n\x06status\x18\x03 \x01(\tR\x06status\x12\x14\n\x05hosts\x18\x04 \x03(\tR\x05hosts\x12\x1d\n\ncreated_at\x18\x05 \x01(\x01R\tcreatedAt\x12\x14\n\x05error\x18\x06 \x01(\tR\x05error"[\n\x17ListAllocationsResponse\x12@\n\x0ballocations\x18\x01 \x03(\x0b2\x1e.fluster.cluster.v1.AllocationR\x0ballocations"\xb2\x02\n\x08Endpoint\x12\x1f\n\x0bendpoint_id\x18\x01 \x01(\tR\nendpointId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07address\x18\x03 \x01(\tR\x07address\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12F\n\x08metadata\x18\x06 \x03(\x0b2*.fluster.cluster.v1.Endpoint.MetadataEntryR\x08metadata\x12\x1d\n\naccess_key\x18\x07 \x01(\tR\taccessKey\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xce\x02\n\x17RegisterEndpointRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07address\x18\x03 \x01(\tR\x07address\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12U\n\x08metadata\x18\x06 \x03(\x0b29.fluster.cluster.v1.RegisterEndpointRequest.MetadataEntryR\x08metadata\x12\x1d\n\naccess_key\x18\x07 \x01(\tR\taccessKey\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"m\n\x18RegisterEndpointResponse\x128\n\x08endpoint\x18\x01 \x01(\x0b2\x1c.fluster.cluster.v1.EndpointR\x08endpoint\x12\x17\n\x07lease_s\x18\x02 \x01(\x01R\x06leaseS":\n\x15RenewEndpointsRequest\x12!\n\x0cendpoint_ids\x18\x01 \x03(\tR\x0bendpointIds"J\n\x16RenewEndpointsResponse\x120\n\x14unknown_endpoint_ids\x18\x01 \x03(\tR\x12unknownEndpointIds"[\n\x19UnregisterEndpointRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n\x0bendpoint_id\x18\x02 \x01(\tR\nendpointId"\x1c\n\x1aUnregisterEndpointResponse"J\n\x16LookupEndpointsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"U\n\x17LookupEndpointsResponse\x12:\n\tendpoints\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.EndpointR\tendpoints"L\n\x14ListEndpointsRequest\x12\x16\n\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"q\n\x15ListEndpointsResponse\x12:\n\tendpoints\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.EndpointR\tendpoints\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"\x95\x03\n\x15RegisterWorkerRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12+\n\x11credential_sha256\x18\x03 \x01(\tR\x10credentialSha256\x12 \n\x0bincarnation\x18\x04 \x01(\tR\x0bincarnation\x12\x18\n\x07address\x18\x05 \x01(\tR\x07address\x12%\n\x0eadvertise_host\x18\x06 \x01(\tR\radvertiseHost\x12A\n\tresources\x18\x07 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x12#\n\rallocation_id\x18\x08 \x01(\tR\x0callocationId\x12\x17\n\x07host_id\x18\t \x01(\tR\x06hostId\x12/\n\x13certificate_request\x18\x14 \x01(\x0cR\x12certificateRequest"\xfb\x01\n\x16RegisterWorkerResponse\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12)\n\x10controller_epoch\x18\x02 \x01(\x03R\x0fcontrollerEpoch\x12\x17\n\x07lease_s\x18\x03 \x01(\x01R\x06leaseS\x12\'\n\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x125\n\x16controller_incarnation\x18\x05 \x01(\tR\x15controllerIncarnation\x12 \n\x0bcertificate\x18\x14 \x01(\x0cR\x0bcertificate"\x92\x02\n\x0fObservedAttempt\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x123\n\x05state\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TaskStateR\x05state\x12"\n\nstarted_at\x18\x03 \x01(\x01H\x00R\tstartedAt\x88\x01\x01\x122\n\x04exit\x18\x04 \x01(\x0b2\x1e.fluster.cluster.v1.ExitReportR\x04exit\x12\x1f\n\x0bmaster_port\x18\x05 \x01(\x05R\nmasterPort\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x03R\x0bmemoryBytesB\r\n\x0b_started_at"\xd9\x02\n\x11SyncWorkerRequest\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x10\n\x03seq\x18\x02 \x01(\x03R\x03seq\x12\x1f\n\x0bknown_epoch\x18\x03 \x01(\x03R\nknownEpoch\x12?\n\x08observed\x18\x04 \x03(\x0b2#.fluster.cluster.v1.ObservedAttemptR\x08observed\x12A\n\tresources\x18\x05 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x12\x15\n\x06wait_s\x18\x06 \x01(\x01R\x05waitS\x12\'\n\x0fdesired_version\x18\x07 \x01(\x03R\x0edesiredVersion\x12+\n\x11known_incarnation\x18\x08 \x01(\tR\x10knownIncarnation"z\n\x0eDesiredAttempt\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x12\x12\n\x04stop\x18\x02 \x01(\x08R\x04stop\x123\n\x04spec\x18\x03 \x01(\x0b2\x1f.fluster.cluster.v1.AttemptSpecR\x04spec"\xc2\x05\n\x0bAttemptSpec\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x19\n\x08job_name\x18\x02 \x01(\tR\x07jobName\x12\x1d\n\ntask_index\x18\x03 \x01(\x05R\ttaskIndex\x12\x1b\n\tnum_tasks\x18\x04 \x01(\x05R\x08numTasks\x12\x18\n\x07attempt\x18\x05 \x01(\x05R\x07attempt\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12B\n\nentrypoint\x18\x07 \x01(\x0b2".fluster.cluster.v1.EntrypointSpecR\nentrypoint\x12>\n\tresources\x18\x08 \x01(\x0b2 .fluster.cluster.v1.ResourceSpecR\tresources\x12E\n\x0benvironment\x18\t \x01(\x0b2#.fluster.cluster.v1.EnvironmentSpecR\x0benvironment\x12 \n\ttimeout_s\x18\n \x01(\x01H\x00R\x08timeoutS\x88\x01\x01\x12\x14\n\x05ports\x18\x0b \x03(\tR\x05ports\x12\x14\n\x05token\x18\x0c \x01(\tR\x05token\x12\x1d\n\nlocal_rank\x18\r \x01(\x05R\tlocalRank\x12(\n\x10local_world_size\x18\x0e \x01(\x05R\x0elocalWorldSize\x12\x1b\n\tnode_rank\x18\x0f \x01(\x05R\x08nodeRank\x12\x1f\n\x0bmaster_host\x18\x10 \x01(\tR\nmasterHost\x12\x1f\n\x0bmaster_port\x18\x11 \x01(\x05R\nmasterPort\x12\x1f\n\x0bavoid_ports\x18\x12 \x03(\x05R\navoidPorts\x12\x1d\n\nworld_size\x18\x13 \x01(\x05R\tworldSizeB\x0c\n\n_timeout_s"\xcc\x02\n\x12SyncWorkerResponse\x12)\n\x10controller_epoch\x18\x01 \x01(\x03R\x0fcontrollerEpoch\x12\x17\n\x07lease_s\x18\x02 \x01(\x01R\x06leaseS\x12\x1e\n\nsuperseded\x18\x03 \x01(\x08R\nsuperseded\x12\x1e\n\nreregister\x18\x04 \x01(\x08R\nreregister\x12<\n\x07desired\x18\x05 \x03(\x0b2".fluster.cluster.v1.DesiredAttemptR\x07desired\x12\'\n\x0fdesired_version\x18\x06 \x01(\x03R\x0edesiredVersion\x12\x14\n\x05leave\x18\x07 \x01(\x08R\x05leave\x125\n\x16controller_incarnation\x18\x08 \x01(\tR\x15controllerIncarnation"\xac\x01\n\x08LogChunk\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x125\n\x06stream\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n\x04data\x18\x04 \x01(\x0cR\x04data\x12\x1c\n\ttimestamp\x18\x05 \x01(\x01R\ttimestamp"`\n\x0fPushLogsRequest\x124\n\x06chunks\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.LogChunkR\x06chunks\x12\x17\n\x07sent_at\x18\x02 \x01(\x01R\x06sentAt"y\n\x0bLogPosition\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x125\n\x06stream\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x12\n\x04size\x18\x03 \x01(\x03R\x04size"Q\n\x10PushLogsResponse\x12=\n\tpositions\x18\x01 \x03(\x0b2\x1f.fluster.cluster.v1.LogPositionR\tpositions"u\n\x0ePutBlobRequest\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n\x05chunk\x18\x03 \x01(\x0cR\x05chunk\x12\x1d\n\ntotal_size\x18\x04 \x01(\x03R\ttotalSize"2\n\x0fPutBlobResponse\x12\x1f\n\x0bnext_offset\x18\x01 \x01(\x03R\nnextOffset"@\n\x0eGetBlobRequest\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset"F\n\x0fGetBlobResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk\x12\x1d\n\ntotal_size\x18\x02 \x01(\x03R\ttotalSize"\x8f\x01\n\x12CreateTokenRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x121\n\x04kind\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TokenKindR\x04kind\x12\x12\n\x04uses\x18\x03 \x01(\x05R\x04uses\x12\x13\n\x05ttl_s\x18\x04 \x01(\x01R\x04ttlS"e\n\x13CreateTokenResponse\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\x12\x1d\n\nexpires_at\x18\x03 \x01(\x01R\texpiresAt"\x95\x01\n\tTokenInfo\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x121\n\x04kind\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TokenKindR\x04kind\x12\x1b\n\tuses_left\x18\x03 \x01(\x05R\x08usesLeft\x12\x1d\n\nexpires_at\x18\x04 \x01(\x01R\texpiresAt"\x13\n\x11ListTokensRequest"K\n\x12ListTokensResponse\x125\n\x06tokens\x18\x01 \x03(\x0b2\x1d.fluster.cluster.v1.TokenInfoR\x06tokens"N\n\x12RevokeTokenRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x08token_id\x18\x02 \x01(\tR\x07tokenId"\x15\n\x13RevokeTokenResponse"\xa9\x01\n\tErrorInfo\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12G\n\x08metadata\x18\x02 \x03(\x0b2+.fluster.cluster.v1.ErrorInfo.MetadataEntryR\x08metadata\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*<\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTOKEN_KIND_JOIN\x10\x012\xfd\x12\n\x11ControllerService\x12X\n\tLaunchJob\x12$.fluster.cluster.v1.LaunchJobRequest\x1a%.fluster.cluster.v1.LaunchJobResponse\x12[\n\nLaunchJobs\x12%.fluster.cluster.v1.LaunchJobsRequest\x1a&.fluster.cluster.v1.LaunchJobsResponse\x12a\n\x0cGetJobStatus\x12\'.fluster.cluster.v1.GetJobStatusRequest\x1a(.fluster.cluster.v1.GetJobStatusResponse\x12a\n\x0cTerminateJob\x12\'.fluster.cluster.v1.TerminateJobRequest\x1a(.fluster.cluster.v1.TerminateJobResponse\x12U\n\x08ListJobs\x12#.fluster.cluster.v1.ListJobsRequest\x1a$.fluster.cluster.v1.ListJobsResponse\x12U\n\x08WaitJobs\x12#.fluster.cluster.v1.WaitJobsRequest\x1a$.fluster.cluster.v1.WaitJobsResponse\x12X\n\tGetResult\x12$.fluster.cluster.v1.GetResultRequest\x1a%.fluster.cluster.v1.GetResultResponse\x12Z\n\tFetchLogs\x12$.fluster.cluster.v1.FetchLogsRequest\x1a%.fluster.cluster.v1.FetchLogsResponse0\x01\x12[\n\nExplainJob\x12%.fluster.cluster.v1.ExplainJobRequest\x1a&.fluster.cluster.v1.ExplainJobResponse\x12[\n\nListEvents\x12%.fluster.cluster.v1.ListEventsRequest\x1a&.fluster.cluster.v1.ListEventsResponse\x12^\n\x0bListWorkers\x12&.fluster.cluster.v1.ListWorkersRequest\x1a\'.fluster.cluster.v1.ListWorkersResponse\x12j\n\x0fListAllocations\x12*.fluster.cluster.v1.ListAllocationsRequest\x1a+.fluster.cluster.v1.ListAllocationsResponse\x12m\n\x10RegisterEndpoint\x12+.fluster.cluster.v1.RegisterEndpointRequest\x1a,.fluster.cluster.v1.RegisterEndpointResponse\x12g\n\x0eRenewEndpoints\x12).fluster.cluster.v1.RenewEndpointsRequest\x1a*.fluster.cluster.v1.RenewEndpointsResponse\x12s\n\x12UnregisterEndpoint\x12-.fluster.cluster.v1.UnregisterEndpointRequest\x1a..fluster.cluster.v1.UnregisterEndpointResponse\x12j\n\x0fLookupEndpoints\x12*.fluster.cluster.v1.LookupEndpointsRequest\x1a+.fluster.cluster.v1.LookupEndpointsResponse\x12d\n\rListEndpoints\x12(.fluster.cluster.v1.ListEndpointsRequest\x1a).fluster.cluster.v1.ListEndpointsResponse\x12g\n\x0eRegisterWorker\x12).fluster.cluster.v1.RegisterWorkerRequest\x1a*.fluster.cluster.v1.RegisterWorkerResponse\x12[\n\nSyncWorker\x12%.fluster.cluster.v1.SyncWorkerRequest\x1a&.fluster.cluster.v1.SyncWorkerResponse\x12U\n\x08PushLogs\x12#.fluster.cluster.v1.PushLogsRequest\x1a$.fluster.cluster.v1.PushLogsResponse\x12R\n\x07PutBlob\x12".fluster.cluster.v1.PutBlobRequest\x1a#.fluster.cluster.v1.PutBlobResponse\x12T\n\x07GetBlob\x12".fluster.cluster.v1.GetBlobRequest\x1a#.fluster.cluster.v1.GetBlobResponse0\x01\x12^\n\x0bCreateToken\x12&.fluster.cluster.v1.CreateTokenRequest\x1a\'.fluster.cluster.v1.CreateTokenResponse\x12[\n\nListTokens\x12%.fluster.cluster.v1.ListTokensRequest\x1a&.fluster.cluster.v1.ListTokensResponse\x12^\n\x0bRevokeToken\x12&.fluster.cluster.v1.RevokeTokenRequest\x1a\'.fluster.cluster.v1.RevokeTokenResponseb\x06proto3',
+    b'\n#fluster/cluster/v1/controller.proto\x12\x12fluster.cluster.v1\x1a\x1efluster/cluster/v1/types.proto"\x80\x01\n\x10LaunchJobRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12/\n\x04spec\x18\x03 \x01(\x0b2\x1b.fluster.cluster.v1.JobSpecR\x04spec"a\n\x11LaunchJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x125\n\x06status\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.JobStatusR\x06status"\x83\x01\n\x11LaunchJobsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x121\n\x05specs\x18\x03 \x03(\x0b2\x1b.fluster.cluster.v1.JobSpecR\x05specs"-\n\x12LaunchJobsResponse\x12\x17\n\x07job_ids\x18\x01 \x03(\tR\x06jobIds",\n\x13GetJobStatusRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"E\n\x14GetJobStatusResponse\x12-\n\x03job\x18\x01 \x01(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x03job"K\n\x13TerminateJobRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x15\n\x06job_id\x18\x02 \x01(\tR\x05jobId"\x16\n\x14TerminateJobResponse"\xf7\x01\n\x0fListJobsRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x125\n\x06status\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.JobStatusR\x06status\x12\x1f\n\x0bname_prefix\x18\x03 \x01(\tR\nnamePrefix\x12\x1b\n\tpage_size\x18\x04 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x05 \x01(\tR\tpageToken\x12\x12\n\x04name\x18\x06 \x01(\tR\x04name\x12\x1e\n\nunfinished\x18\x07 \x01(\x08R\nunfinished"k\n\x10ListJobsResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken"S\n\x0fWaitJobsRequest\x12\x17\n\x07job_ids\x18\x01 \x03(\tR\x06jobIds\x12\x15\n\x06wait_s\x18\x02 \x01(\x01R\x05waitS\x12\x10\n\x03any\x18\x03 \x01(\x08R\x03any"K\n\x10WaitJobsResponse\x127\n\x08finished\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x08finished"T\n\x10GetResultRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n\x04task\x18\x02 \x01(\x05R\x04task\x12\x15\n\x06wait_s\x18\x03 \x01(\x01R\x05waitS"\x93\x01\n\x11GetResultResponse\x12\x1a\n\x08finished\x18\x01 \x01(\x08R\x08finished\x12-\n\x03job\x18\x02 \x01(\x0b2\x1b.fluster.cluster.v1.JobInfoR\x03job\x123\n\x06result\x18\x03 \x01(\x0b2\x1b.fluster.cluster.v1.PayloadR\x06result"\x88\x01\n\tLogCursor\x12\x12\n\x04task\x18\x01 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x02 \x01(\x05R\x07attempt\x125\n\x06stream\x18\x03 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset"\xe9\x01\n\x10FetchLogsRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x17\n\x04task\x18\x02 \x01(\x05H\x00R\x04task\x88\x01\x01\x12\x1d\n\x07attempt\x18\x03 \x01(\x05H\x01R\x07attempt\x88\x01\x01\x12\x16\n\x06follow\x18\x04 \x01(\x08R\x06follow\x12\x17\n\x04tail\x18\x05 \x01(\x03H\x02R\x04tail\x88\x01\x01\x127\n\x07cursors\x18\x06 \x03(\x0b2\x1d.fluster.cluster.v1.LogCursorR\x07cursorsB\x07\n\x05_taskB\n\n\x08_attemptB\x07\n\x05_tail"\xc1\x01\n\x07LogLine\x12\x12\n\x04task\x18\x01 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x02 \x01(\x05R\x07attempt\x125\n\x06stream\x18\x03 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x1c\n\ttimestamp\x18\x04 \x01(\x01R\ttimestamp\x12\x12\n\x04data\x18\x05 \x01(\x0cR\x04data\x12\x1f\n\x0bnext_offset\x18\x06 \x01(\x03R\nnextOffset"F\n\x11FetchLogsResponse\x121\n\x05lines\x18\x01 \x03(\x0b2\x1b.fluster.cluster.v1.LogLineR\x05lines"*\n\x11ExplainJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"\xa0\x01\n\x12ExplainJobResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n\x07reasons\x18\x02 \x03(\tR\x07reasons\x12\x1b\n\twould_fit\x18\x03 \x01(\x08R\x08wouldFit\x12*\n\x0equeue_position\x18\x04 \x01(\x05H\x00R\rqueuePosition\x88\x01\x01B\x11\n\x0f_queue_position"\xbf\x01\n\x11ListEventsRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tafter_seq\x18\x02 \x01(\x03R\x08afterSeq\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x15\n\x06wait_s\x18\x04 \x01(\x01R\x05waitS\x12\x14\n\x05audit\x18\x05 \x01(\x08R\x05audit\x12\x14\n\x05actor\x18\x06 \x01(\tR\x05actor\x12\x16\n\x06newest\x18\x07 \x01(\x08R\x06newest"\xf1\x01\n\x05Event\x12\x10\n\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x1c\n\ttimestamp\x18\x02 \x01(\x01R\ttimestamp\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x12\n\x04task\x18\x05 \x01(\x05R\x04task\x12\x18\n\x07attempt\x18\x06 \x01(\x05R\x07attempt\x12\x1b\n\tworker_id\x18\x07 \x01(\tR\x08workerId\x12\x14\n\x05actor\x18\x08 \x01(\tR\x05actor\x12\x18\n\x07message\x18\t \x01(\tR\x07message\x12\x12\n\x04peer\x18\n \x01(\tR\x04peer"G\n\x12ListEventsResponse\x121\n\x06events\x18\x01 \x03(\x0b2\x19.fluster.cluster.v1.EventR\x06events"\x14\n\x12ListWorkersRequest"\xc9\x02\n\nWorkerInfo\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x18\n\x07address\x18\x02 \x01(\tR\x07address\x12\x16\n\x06status\x18\x03 \x01(\tR\x06status\x12A\n\tresources\x18\x04 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x127\n\x04free\x18\x05 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\x04free\x12 \n\x0clast_seen_at\x18\x06 \x01(\x01R\nlastSeenAt\x12#\n\rallocation_id\x18\x07 \x01(\tR\x0callocationId\x12)\n\x10running_attempts\x18\x08 \x01(\x05R\x0frunningAttempts"O\n\x13ListWorkersResponse\x128\n\x07workers\x18\x01 \x03(\x0b2\x1e.fluster.cluster.v1.WorkerInfoR\x07workers"\x18\n\x16ListAllocationsRequest"\xae\x01\n\nAllocation\x12#\n\rallocation_id\x18\x01 \x01(\tR\x0callocationId\x12\x18\n\x07backend\x18\x02 \x01(\tR\x07backend\x12\x16\n\x06status\x18\x03 \x01(\tR\x06status\x12\x14\n\x05hosts\x18\x04 \x03(\tR\x05hosts\x12\x1d\n\ncreated_at\x18\x05 \x01(\x01R\tcreatedAt\x12\x14\n\x05error\x18\x06 \x01(\tR\x05error"[\n\x17ListAllocationsResponse\x12@\n\x0ballocations\x18\x01 \x03(\x0b2\x1e.fluster.cluster.v1.AllocationR\x0ballocations"\xb2\x02\n\x08Endpoint\x12\x1f\n\x0bendpoint_id\x18\x01 \x01(\tR\nendpointId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07address\x18\x03 \x01(\tR\x07address\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12F\n\x08metadata\x18\x06 \x03(\x0b2*.fluster.cluster.v1.Endpoint.MetadataEntryR\x08metadata\x12\x1d\n\naccess_key\x18\x07 \x01(\tR\taccessKey\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xce\x02\n\x17RegisterEndpointRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07address\x18\x03 \x01(\tR\x07address\x12\x15\n\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x1c\n\tnamespace\x18\x05 \x01(\tR\tnamespace\x12U\n\x08metadata\x18\x06 \x03(\x0b29.fluster.cluster.v1.RegisterEndpointRequest.MetadataEntryR\x08metadata\x12\x1d\n\naccess_key\x18\x07 \x01(\tR\taccessKey\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"m\n\x18RegisterEndpointResponse\x128\n\x08endpoint\x18\x01 \x01(\x0b2\x1c.fluster.cluster.v1.EndpointR\x08endpoint\x12\x17\n\x07lease_s\x18\x02 \x01(\x01R\x06leaseS":\n\x15RenewEndpointsRequest\x12!\n\x0cendpoint_ids\x18\x01 \x03(\tR\x0bendpointIds"J\n\x16RenewEndpointsResponse\x120\n\x14unknown_endpoint_ids\x18\x01 \x03(\tR\x12unknownEndpointIds"[\n\x19UnregisterEndpointRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n\x0bendpoint_id\x18\x02 \x01(\tR\nendpointId"\x1c\n\x1aUnregisterEndpointResponse"J\n\x16LookupEndpointsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"U\n\x17LookupEndpointsResponse\x12:\n\tendpoints\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.EndpointR\tendpoints"L\n\x14ListEndpointsRequest\x12\x16\n\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"q\n\x15ListEndpointsResponse\x12:\n\tendpoints\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.EndpointR\tendpoints\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace"\x95\x03\n\x15RegisterWorkerRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12+\n\x11credential_sha256\x18\x03 \x01(\tR\x10credentialSha256\x12 \n\x0bincarnation\x18\x04 \x01(\tR\x0bincarnation\x12\x18\n\x07address\x18\x05 \x01(\tR\x07address\x12%\n\x0eadvertise_host\x18\x06 \x01(\tR\radvertiseHost\x12A\n\tresources\x18\x07 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x12#\n\rallocation_id\x18\x08 \x01(\tR\x0callocationId\x12\x17\n\x07host_id\x18\t \x01(\tR\x06hostId\x12/\n\x13certificate_request\x18\x14 \x01(\x0cR\x12certificateRequest"\xfb\x01\n\x16RegisterWorkerResponse\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12)\n\x10controller_epoch\x18\x02 \x01(\x03R\x0fcontrollerEpoch\x12\x17\n\x07lease_s\x18\x03 \x01(\x01R\x06leaseS\x12\'\n\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x125\n\x16controller_incarnation\x18\x05 \x01(\tR\x15controllerIncarnation\x12 \n\x0bcertificate\x18\x14 \x01(\x0cR\x0bcertificate"\x92\x02\n\x0fObservedAttempt\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x123\n\x05state\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TaskStateR\x05state\x12"\n\nstarted_at\x18\x03 \x01(\x01H\x00R\tstartedAt\x88\x01\x01\x122\n\x04exit\x18\x04 \x01(\x0b2\x1e.fluster.cluster.v1.ExitReportR\x04exit\x12\x1f\n\x0bmaster_port\x18\x05 \x01(\x05R\nmasterPort\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x03R\x0bmemoryBytesB\r\n\x0b_started_at"\xd9\x02\n\x11SyncWorkerRequest\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x10\n\x03seq\x18\x02 \x01(\x03R\x03seq\x12\x1f\n\x0bknown_epoch\x18\x03 \x01(\x03R\nknownEpoch\x12?\n\x08observed\x18\x04 \x03(\x0b2#.fluster.cluster.v1.ObservedAttemptR\x08observed\x12A\n\tresources\x18\x05 \x01(\x0b2#.fluster.cluster.v1.WorkerResourcesR\tresources\x12\x15\n\x06wait_s\x18\x06 \x01(\x01R\x05waitS\x12\'\n\x0fdesired_version\x18\x07 \x01(\x03R\x0edesiredVersion\x12+\n\x11known_incarnation\x18\x08 \x01(\tR\x10knownIncarnation"z\n\x0eDesiredAttempt\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x12\x12\n\x04stop\x18\x02 \x01(\x08R\x04stop\x123\n\x04spec\x18\x03 \x01(\x0b2\x1f.fluster.cluster.v1.AttemptSpecR\x04spec"\xc2\x05\n\x0bAttemptSpec\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x19\n\x08job_name\x18\x02 \x01(\tR\x07jobName\x12\x1d\n\ntask_index\x18\x03 \x01(\x05R\ttaskIndex\x12\x1b\n\tnum_tasks\x18\x04 \x01(\x05R\x08numTasks\x12\x18\n\x07attempt\x18\x05 \x01(\x05R\x07attempt\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12B\n\nentrypoint\x18\x07 \x01(\x0b2".fluster.cluster.v1.EntrypointSpecR\nentrypoint\x12>\n\tresources\x18\x08 \x01(\x0b2 .fluster.cluster.v1.ResourceSpecR\tresources\x12E\n\x0benvironment\x18\t \x01(\x0b2#.fluster.cluster.v1.EnvironmentSpecR\x0benvironment\x12 \n\ttimeout_s\x18\n \x01(\x01H\x00R\x08timeoutS\x88\x01\x01\x12\x14\n\x05ports\x18\x0b \x03(\tR\x05ports\x12\x14\n\x05token\x18\x0c \x01(\tR\x05token\x12\x1d\n\nlocal_rank\x18\r \x01(\x05R\tlocalRank\x12(\n\x10local_world_size\x18\x0e \x01(\x05R\x0elocalWorldSize\x12\x1b\n\tnode_rank\x18\x0f \x01(\x05R\x08nodeRank\x12\x1f\n\x0bmaster_host\x18\x10 \x01(\tR\nmasterHost\x12\x1f\n\x0bmaster_port\x18\x11 \x01(\x05R\nmasterPort\x12\x1f\n\x0bavoid_ports\x18\x12 \x03(\x05R\navoidPorts\x12\x1d\n\nworld_size\x18\x13 \x01(\x05R\tworldSizeB\x0c\n\n_timeout_s"\xcc\x02\n\x12SyncWorkerResponse\x12)\n\x10controller_epoch\x18\x01 \x01(\x03R\x0fcontrollerEpoch\x12\x17\n\x07lease_s\x18\x02 \x01(\x01R\x06leaseS\x12\x1e\n\nsuperseded\x18\x03 \x01(\x08R\nsuperseded\x12\x1e\n\nreregister\x18\x04 \x01(\x08R\nreregister\x12<\n\x07desired\x18\x05 \x03(\x0b2".fluster.cluster.v1.DesiredAttemptR\x07desired\x12\'\n\x0fdesired_version\x18\x06 \x01(\x03R\x0edesiredVersion\x12\x14\n\x05leave\x18\x07 \x01(\x08R\x05leave\x125\n\x16controller_incarnation\x18\x08 \x01(\tR\x15controllerIncarnation"\xac\x01\n\x08LogChunk\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x125\n\x06stream\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n\x04data\x18\x04 \x01(\x0cR\x04data\x12\x1c\n\ttimestamp\x18\x05 \x01(\x01R\ttimestamp"`\n\x0fPushLogsRequest\x124\n\x06chunks\x18\x01 \x03(\x0b2\x1c.fluster.cluster.v1.LogChunkR\x06chunks\x12\x17\n\x07sent_at\x18\x02 \x01(\x01R\x06sentAt"y\n\x0bLogPosition\x12\x1f\n\x0battempt_uid\x18\x01 \x01(\tR\nattemptUid\x125\n\x06stream\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.LogStreamR\x06stream\x12\x12\n\x04size\x18\x03 \x01(\x03R\x04size"Q\n\x10PushLogsResponse\x12=\n\tpositions\x18\x01 \x03(\x0b2\x1f.fluster.cluster.v1.LogPositionR\tpositions"u\n\x0ePutBlobRequest\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n\x05chunk\x18\x03 \x01(\x0cR\x05chunk\x12\x1d\n\ntotal_size\x18\x04 \x01(\x03R\ttotalSize"2\n\x0fPutBlobResponse\x12\x1f\n\x0bnext_offset\x18\x01 \x01(\x03R\nnextOffset"@\n\x0eGetBlobRequest\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset"F\n\x0fGetBlobResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk\x12\x1d\n\ntotal_size\x18\x02 \x01(\x03R\ttotalSize"\xa3\x01\n\x05Quota\x12\x15\n\x03cpu\x18\x01 \x01(\x01H\x00R\x03cpu\x88\x01\x01\x12&\n\x0cmemory_bytes\x18\x02 \x01(\x03H\x01R\x0bmemoryBytes\x88\x01\x01\x12\x17\n\x04gpus\x18\x03 \x01(\x05H\x02R\x04gpus\x88\x01\x01\x12\x17\n\x04jobs\x18\x04 \x01(\x05H\x03R\x04jobs\x88\x01\x01B\x06\n\x04_cpuB\x0f\n\r_memory_bytesB\x07\n\x05_gpusB\x07\n\x05_jobs"\xf2\x01\n\x12CreateTokenRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x121\n\x04kind\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TokenKindR\x04kind\x12\x12\n\x04uses\x18\x03 \x01(\x05R\x04uses\x12\x13\n\x05ttl_s\x18\x04 \x01(\x01R\x04ttlS\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12/\n\x05quota\x18\x07 \x01(\x0b2\x19.fluster.cluster.v1.QuotaR\x05quota"\x83\x01\n\x13CreateTokenResponse\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\x12\x1d\n\nexpires_at\x18\x03 \x01(\x01R\texpiresAt\x12\x1c\n\tnamespace\x18\x04 \x01(\tR\tnamespace"\xc6\x02\n\tTokenInfo\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x121\n\x04kind\x18\x02 \x01(\x0e2\x1d.fluster.cluster.v1.TokenKindR\x04kind\x12\x1b\n\tuses_left\x18\x03 \x01(\x05R\x08usesLeft\x12\x1d\n\nexpires_at\x18\x04 \x01(\x01R\texpiresAt\x12\x12\n\x04user\x18\x05 \x01(\tR\x04user\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12\x1d\n\ncreated_at\x18\x07 \x01(\x01R\tcreatedAt\x12/\n\x05quota\x18\x08 \x01(\x0b2\x19.fluster.cluster.v1.QuotaR\x05quota\x12-\n\x04used\x18\t \x01(\x0b2\x19.fluster.cluster.v1.QuotaR\x04used"\x13\n\x11ListTokensRequest"K\n\x12ListTokensResponse\x125\n\x06tokens\x18\x01 \x03(\x0b2\x1d.fluster.cluster.v1.TokenInfoR\x06tokens"b\n\x12RevokeTokenRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x08token_id\x18\x02 \x01(\tR\x07tokenId\x12\x12\n\x04user\x18\x03 \x01(\tR\x04user"/\n\x13RevokeTokenResponse\x12\x18\n\x07revoked\x18\x01 \x01(\x05R\x07revoked"\xa9\x01\n\tErrorInfo\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12G\n\x08metadata\x18\x02 \x03(\x0b2+.fluster.cluster.v1.ErrorInfo.MetadataEntryR\x08metadata\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*Q\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTOKEN_KIND_JOIN\x10\x01\x12\x13\n\x0fTOKEN_KIND_USER\x10\x022\xfd\x12\n\x11ControllerService\x12X\n\tLaunchJob\x12$.fluster.cluster.v1.LaunchJobRequest\x1a%.fluster.cluster.v1.LaunchJobResponse\x12[\n\nLaunchJobs\x12%.fluster.cluster.v1.LaunchJobsRequest\x1a&.fluster.cluster.v1.LaunchJobsResponse\x12a\n\x0cGetJobStatus\x12\'.fluster.cluster.v1.GetJobStatusRequest\x1a(.fluster.cluster.v1.GetJobStatusResponse\x12a\n\x0cTerminateJob\x12\'.fluster.cluster.v1.TerminateJobRequest\x1a(.fluster.cluster.v1.TerminateJobResponse\x12U\n\x08ListJobs\x12#.fluster.cluster.v1.ListJobsRequest\x1a$.fluster.cluster.v1.ListJobsResponse\x12U\n\x08WaitJobs\x12#.fluster.cluster.v1.WaitJobsRequest\x1a$.fluster.cluster.v1.WaitJobsResponse\x12X\n\tGetResult\x12$.fluster.cluster.v1.GetResultRequest\x1a%.fluster.cluster.v1.GetResultResponse\x12Z\n\tFetchLogs\x12$.fluster.cluster.v1.FetchLogsRequest\x1a%.fluster.cluster.v1.FetchLogsResponse0\x01\x12[\n\nExplainJob\x12%.fluster.cluster.v1.ExplainJobRequest\x1a&.fluster.cluster.v1.ExplainJobResponse\x12[\n\nListEvents\x12%.fluster.cluster.v1.ListEventsRequest\x1a&.fluster.cluster.v1.ListEventsResponse\x12^\n\x0bListWorkers\x12&.fluster.cluster.v1.ListWorkersRequest\x1a\'.fluster.cluster.v1.ListWorkersResponse\x12j\n\x0fListAllocations\x12*.fluster.cluster.v1.ListAllocationsRequest\x1a+.fluster.cluster.v1.ListAllocationsResponse\x12m\n\x10RegisterEndpoint\x12+.fluster.cluster.v1.RegisterEndpointRequest\x1a,.fluster.cluster.v1.RegisterEndpointResponse\x12g\n\x0eRenewEndpoints\x12).fluster.cluster.v1.RenewEndpointsRequest\x1a*.fluster.cluster.v1.RenewEndpointsResponse\x12s\n\x12UnregisterEndpoint\x12-.fluster.cluster.v1.UnregisterEndpointRequest\x1a..fluster.cluster.v1.UnregisterEndpointResponse\x12j\n\x0fLookupEndpoints\x12*.fluster.cluster.v1.LookupEndpointsRequest\x1a+.fluster.cluster.v1.LookupEndpointsResponse\x12d\n\rListEndpoints\x12(.fluster.cluster.v1.ListEndpointsRequest\x1a).fluster.cluster.v1.ListEndpointsResponse\x12g\n\x0eRegisterWorker\x12).fluster.cluster.v1.RegisterWorkerRequest\x1a*.fluster.cluster.v1.RegisterWorkerResponse\x12[\n\nSyncWorker\x12%.fluster.cluster.v1.SyncWorkerRequest\x1a&.fluster.cluster.v1.SyncWorkerResponse\x12U\n\x08PushLogs\x12#.fluster.cluster.v1.PushLogsRequest\x1a$.fluster.cluster.v1.PushLogsResponse\x12R\n\x07PutBlob\x12".fluster.cluster.v1.PutBlobRequest\x1a#.fluster.cluster.v1.PutBlobResponse\x12T\n\x07GetBlob\x12".fluster.cluster.v1.GetBlobRequest\x1a#.fluster.cluster.v1.GetBlobResponse0\x01\x12^\n\x0bCreateToken\x12&.fluster.cluster.v1.CreateTokenRequest\x1a\'.fluster.cluster.v1.CreateTokenResponse\x12[\n\nListTokens\x12%.fluster.cluster.v1.ListTokensRequest\x1a&.fluster.cluster.v1.ListTokensResponse\x12^\n\x0bRevokeToken\x12&.fluster.cluster.v1.RevokeTokenRequest\x1a\'.fluster.cluster.v1.RevokeTokenResponseb\x06proto3',
     [
         types_pb.desc(),
     ],
@@ -2917,6 +3104,7 @@ _DESC = file_desc(
         "PutBlobResponse": PutBlobResponse,
         "GetBlobRequest": GetBlobRequest,
         "GetBlobResponse": GetBlobResponse,
+        "Quota": Quota,
         "CreateTokenRequest": CreateTokenRequest,
         "CreateTokenResponse": CreateTokenResponse,
         "TokenInfo": TokenInfo,

@@ -1,0 +1,150 @@
+"""Users: what each uses now and may use, and whose turn it is among several.
+
+Within a band of priority the user who uses least goes first. Use is measured as the largest share of all workers' cpu,
+memory or gpus that its tasks reserve, counted anew after each placement: whoever asks for what is scarce here competes
+by that. Among equals age decides, and so it does where there is one user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
+
+from fluster.cluster.controller.core.capacity import Use
+from fluster.cluster.controller.core.hold import Hold
+from fluster.cluster.controller.core.reasons import shown_bytes, shown_cpu
+from fluster.cluster.controller.core.rows import ENDED_STATES, JobRow, Quota
+from fluster.cluster.controller.core.state import State
+
+Gang = tuple[JobRow, range, float]
+"""A job, the tasks of one of its gangs, and the end of its backoff."""
+_FIRST = -1.0
+"""Less than any share."""
+
+
+def use_of(state: State, user: str) -> Use:
+    """What one user uses, derived from the attempts of its jobs."""
+    use = Use()
+    for job_id in state.jobs_by_user.get(user, ()):
+        job = state.jobs[job_id]
+        held = (state.current(job_id, task) for task in range(job.num_tasks))
+        use.add(job.resources, sum(1 for each in held if each is not None and each.state not in ENDED_STATES))
+    return use
+
+
+class Shares:
+    """Users during one scheduling pass.
+
+    Args:
+        state: Read only.
+        users: Those whose gangs wait.
+        whole: What all workers have together.
+    """
+
+    def __init__(self, state: State, users: Collection[str], whole: Use) -> None:
+        self._state = state
+        self._several = len(users) > 1
+        self._quotas = {user: state.quota(user) for user in users if _bounds_tasks(state.quota(user))}
+        self._uses: dict[str, Use] = {}
+        if self._several or self._quotas:
+            self._uses = {user: Use() for user in users}
+            self._count()
+        # What no worker has nobody can use.
+        self._whole = Use(whole.cpu_milli or 1, whole.memory_bytes or 1, whole.gpu or 1)
+
+    def _count(self) -> None:
+        jobs, uses = self._state.jobs, self._uses
+        for held in self._state.held.values():
+            for attempt in held.values():
+                job = jobs[attempt.job_id]
+                use = uses.get(job.user)
+                if use is not None:
+                    use.add(job.resources)
+
+    def share(self, user: str) -> float:
+        """The largest part of anything that the user has of all there is."""
+        use, whole = self._uses[user], self._whole
+        return max(use.cpu_milli / whole.cpu_milli, use.memory_bytes / whole.memory_bytes, use.gpu / whole.gpu)
+
+    def take(self, job: JobRow, count: int) -> None:
+        """So many tasks of the job were placed."""
+        use = self._uses.get(job.user)
+        if use is not None:
+            use.add(job.resources, count)
+
+    def in_turn(self, queue: list[Gang], hold: object) -> Iterator[Gang]:
+        """The gangs in the order in which they are looked at.
+
+        Each is looked at, and what was placed told by `take`, before the next is asked for.
+
+        Args:
+            queue: By priority and age.
+            hold: Room that is held since the pass before. Its gang's user goes first until that gang was looked at:
+                room would else be held now for one user's gang and now for another's, and none of them ever start.
+        """
+        if not self._several:
+            yield from queue
+            return
+        for _, band in groupby(queue, key=lambda gang: gang[0].priority):
+            yield from self._band(list(band), hold if isinstance(hold, Hold) else None)
+
+    def _band(self, band: list[Gang], hold: Hold | None) -> Iterator[Gang]:
+        first = next((gang[0].user for gang in band if _holds(hold, gang)), None)
+        queues: dict[str, list[Gang]] = {}
+        for gang in reversed(band):
+            queues.setdefault(gang[0].user, []).append(gang)
+        turns = [self._turn(queue[-1], first) for queue in queues.values()]
+        heapify(turns)
+        while turns:
+            user = turns[0][-1]
+            gang = queues[user].pop()
+            yield gang
+            if user == first and _holds(hold, gang):
+                first = None
+            if queues[user]:
+                heapreplace(turns, self._turn(queues[user][-1], first))
+            else:
+                heappop(turns)
+
+    def _turn(self, gang: Gang, first: str | None) -> tuple[float, float, str, int, str]:
+        job, tasks, _ = gang
+        share = _FIRST if job.user == first else self.share(job.user)
+        return share, job.submitted_at, job.job_id, tasks.start, job.user
+
+    def exceeds(self, job: JobRow, count: int) -> bool:
+        """Whether so many tasks of the job would be more than its user may have."""
+        quota = self._quotas.get(job.user)
+        if quota is None:
+            return False
+        use, need = self._uses[job.user], job.resources
+        return (
+            (quota.cpu_milli is not None and use.cpu_milli + need.cpu_milli * count > quota.cpu_milli)
+            or (quota.memory_bytes is not None and use.memory_bytes + need.memory_bytes * count > quota.memory_bytes)
+            or (quota.gpu is not None and use.gpu + need.gpu * count > quota.gpu)
+        )
+
+    def explain(self, job: JobRow, count: int) -> tuple[str, bool]:
+        """What of the quota is exceeded by how much, and whether it would fit if the user had nothing else."""
+        quota, use = self._quotas[job.user], self._uses[job.user]
+        need = Use()
+        need.add(job.resources, count)
+        parts, would_fit = [], True
+        for limit, used, asked, unit, shown in (
+            (quota.cpu_milli, use.cpu_milli, need.cpu_milli, " cpu", shown_cpu),
+            (quota.memory_bytes, use.memory_bytes, need.memory_bytes, " memory", shown_bytes),
+            (quota.gpu, use.gpu, need.gpu, " gpu", str),
+        ):
+            if limit is not None and used + asked > limit:
+                parts.append(f"{shown(limit)}{unit}, {shown(used)} used, {shown(asked)} needed")
+                would_fit &= asked <= limit
+        advice = "" if would_fit else ", more than the quota as a whole"
+        return f"the quota of user {job.user} is {' and '.join(parts)}{advice}", would_fit
+
+
+def _bounds_tasks(quota: Quota) -> bool:
+    return quota.cpu_milli is not None or quota.memory_bytes is not None or quota.gpu is not None
+
+
+def _holds(hold: Hold | None, gang: Gang) -> bool:
+    return hold is not None and (hold.job_id, hold.head) == (gang[0].job_id, gang[1].start)
