@@ -41,6 +41,7 @@ def no_cluster_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for name in [name for name in os.environ if name.startswith("FLUSTER_")]:
             patch.delenv(name)
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -34,6 +34,7 @@ CONTROLLER_RPCS = [
     "PushLogs",
     "PutBlob",
     "GetBlob",
+    "GetWheel",
     "CreateToken",
     "ListTokens",
     "RevokeToken",

@@ -91,6 +91,23 @@ with LocalCluster(cpu=2) as cluster:
         assert not creator.family()
 
 
+def test_a_relative_import_path_that_alone_leads_to_fluster_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "src").symlink_to(Path(fluster.__file__).parents[1])
+    (tmp_path / "site").symlink_to(sysconfig.get_path("purelib"))
+    script = """
+import subprocess
+from fluster import LocalCluster
+def work():
+    return subprocess.run([sys.executable, "-c", "import fluster; print(6 * 7)"], cwd="/", capture_output=True).stdout
+with LocalCluster(cpu=2) as cluster:
+    say(cluster.submit(work).result(timeout=15).decode())
+"""
+    base: str = sys._base_executable  # type: ignore[attr-defined]
+    with Creator(script, tmp_path, python=base, PYTHONPATH="src:site") as creator:
+        assert creator.heard() == "42\n"
+        assert creator.process.wait(lab.WITHIN_S) == 0
+
+
 def _command(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")

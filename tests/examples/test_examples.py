@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.packages import make_needed_wheels, make_wheel
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +56,17 @@ def test_workers_fetch_large_parameters_and_bring_changes(
     assert "version 1 of 100 MB is there" in printed
     assert len(re.findall(r"fetched at [\d.]+ GB/s, brought back at [\d.]+ GB/s", printed)) == 2
     assert "what each worker changed: [1, 2]" in printed
+
+
+def test_a_package_is_built_for_the_first_job_and_there_for_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_needed_wheels(tmp_path)
+    make_wheel(tmp_path, "moo", "1.0", {"moo.py": ""})
+    for name, value in {"UV_OFFLINE": "1", "UV_FIND_LINKS": str(tmp_path), "UV_COMPILE_BYTECODE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    printed = run(tmp_path, "own_packages.py", "--package", "moo", "--module", "moo")
+    assert "moo is here: False" in printed
+    assert re.search(r"first job, .* built in .*; it imported .*/moo\.py", printed)
+    assert re.search(r"second job, .* was there, .*; it imported .*/moo\.py", printed)

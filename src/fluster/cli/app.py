@@ -114,6 +114,7 @@ ROOT = LazyGroup(
             "endpoints": Entry("machines:endpoints", "List the endpoints that jobs registered."),
             "token": Entry("app:TOKEN", "Make, list and revoke tokens of users."),
             "config": Entry("app:CONFIG", "Which cluster commands mean."),
+            "doctor": Entry("doctor:doctor", "What this machine has, what it lacks, and what to do."),
         },
         "Clusters of your own": {
             "up": Entry("up:up", "Start a cluster on this machine that stays."),

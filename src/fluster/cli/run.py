@@ -17,6 +17,7 @@ from fluster.cluster.states import Priority
 if TYPE_CHECKING:
     from fluster.cluster.types import JobRequest, ResourceConfig
 
+_DIRECTORY = click.Path(exists=True, file_okay=False)
 _PYTHON = re.compile(r"python[0-9.]*")
 
 
@@ -57,6 +58,8 @@ def _split(args: list[str]) -> tuple[list[str], bool, list[str]]:
 @click.option("--replicas", type=int, default=1, help="Tasks, or TPU slices, that start together.  [default: 1]")
 @click.option("--priority", type=click.Choice([str(each) for each in Priority]), default="normal", show_default=True)
 @click.option("--env", "variables", type=Variable(), metavar="K=V", multiple=True, help="A variable; K alone: as here.")
+@click.option("--workspace", type=_DIRECTORY, help="Send this directory: the command runs in a copy of it.")
+@click.option("--with", "packages", metavar="PACKAGE", multiple=True, help="Install this for it: numpy, 'torch<3'.")
 @click.option("--timeout", type=Duration(), help="Ends the job after so long: seconds, or 30s, 10m, 1h30m.")
 @click.option("--detach", is_flag=True, help="Print the job's id and leave it running.")
 @cluster_option
@@ -68,6 +71,9 @@ def run(detach: bool, cluster: str | None, **options: Any) -> int:
 
     Without a configured cluster one is started on this machine, and ended with the command. On a configured cluster
     the job goes on after Ctrl-C.
+
+    --workspace sends what git would keep of a directory. Where that has a pyproject.toml, the command finds what the
+    project depends on; --with adds to it. Such an environment is built once per machine, and holds nothing else.
     """
     from fluster.cli.follow import run_here, run_there
 
@@ -92,6 +98,8 @@ def _request(
     priority: str,
     timeout: float | None,
     variables: tuple[tuple[str, str], ...],
+    workspace: str | None,
+    packages: tuple[str, ...],
     **sizes: Any,
 ) -> JobRequest:
     from fluster.cluster.types import Entrypoint, EnvironmentConfig, JobRequest
@@ -100,7 +108,7 @@ def _request(
         name=name if name is not None else default_name(command),
         entrypoint=Entrypoint.from_command(*command),
         resources=_resources(**sizes),
-        environment=EnvironmentConfig(env_vars=dict(variables)),
+        environment=EnvironmentConfig(workspace, pip_packages=packages, env_vars=dict(variables)),
         timeout_s=timeout,
         priority=priority,
     )

@@ -24,6 +24,8 @@ _STATE_STYLES = {
     "lost": "yellow",
     "stopped": "magenta",
     "failed": "red",
+    "ok": "green",
+    "limited": "yellow",
     "gone": "red",
 }
 _GAP = "  "

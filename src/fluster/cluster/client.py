@@ -26,7 +26,7 @@ from fluster.cluster.validation import check_id, check_name
 from fluster.errors import RemoteFault
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
-from fluster.rpc.gen.fluster.cluster.v1.types_pb import Payload
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import JobSpec, Payload
 from fluster.rpc.trust import Trust, split_pin
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from fluster.cluster.job import Job
     from fluster.cluster.surroundings import Surroundings
+    from fluster.cluster.workspace import Workspace, Workspaces
 
 M = TypeVar("M", bound=Message)
 
@@ -77,6 +78,7 @@ class Cluster:
             trust=trust,
         )
         self._leases = LeaseKeeper(self._rpc)
+        self._workspaces: Workspaces | None = None
         self._closers: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __repr__(self) -> str:
@@ -120,10 +122,11 @@ class Cluster:
 
         Raises:
             TypeError: Something of the entrypoint cannot be pickled; the message names it.
+            ValueError: The workspace cannot be sent: too large, or not to be unpacked elsewhere.
             AlreadyExists: The request id was used for something else.
             ResourceExhausted: A quota or a size limit is spent.
         """
-        spec = wire.job_spec(request, self._payload, parent=self._parent(), surroundings=self._surroundings())
+        spec = self._spec(request)
         message = pb.LaunchJobRequest(
             request_id=request.request_id or _new_id(), namespace=self._namespace or "", spec=spec
         )
@@ -149,9 +152,7 @@ class Cluster:
         if not requests:
             return []
         inline_bytes = min(transfer.INLINE_BYTES, _GROUP_INLINE_BYTES // len(requests))
-        payload = partial(self._payload, inline_bytes=inline_bytes)
-        here, parent = self._surroundings(), self._parent()
-        specs = [wire.job_spec(each, payload, parent=parent, surroundings=here) for each in requests]
+        specs = [self._spec(each, inline_bytes=inline_bytes) for each in requests]
         message = pb.LaunchJobsRequest(request_id=request_id or _new_id(), namespace=self._namespace or "", specs=specs)
         return [
             JobId(job_id)
@@ -408,7 +409,28 @@ class Cluster:
     def _call(self, method: str, request: Message, response_type: type[M], *, retry_s: float | None = None) -> M:
         return self._rpc.unary(method, request, response_type, retry_s=retry_s)
 
-    def _payload(self, entrypoint: Entrypoint, *, inline_bytes: int = transfer.INLINE_BYTES) -> Payload:
+    def _spec(self, request: JobRequest, *, inline_bytes: int = transfer.INLINE_BYTES) -> JobSpec:
+        here, directory = self._surroundings(), request.environment.workspace
+        workspace = None if directory is None else self._send(directory)
+        payload = partial(
+            self._payload,
+            project_by_value=here is None or workspace is not None,
+            elsewhere=workspace.files if workspace is not None else frozenset(),
+            inline_bytes=inline_bytes,
+        )
+        return wire.job_spec(request, payload, parent=self._parent(), surroundings=here, workspace=workspace)
+
+    def _send(self, directory: str) -> Workspace:
+        from fluster.cluster.surroundings import Surroundings
+        from fluster.cluster.workspace import Workspaces
+
+        if self._workspaces is None:
+            self._workspaces = Workspaces(self._rpc)
+        return self._workspaces.send(directory, Surroundings.here().import_path)
+
+    def _payload(
+        self, entrypoint: Entrypoint, *, project_by_value: bool, elsewhere: frozenset[str], inline_bytes: int
+    ) -> Payload:
         from fluster.cluster import pickling  # brings cloudpickle, which most programs that only look never need
 
         assert entrypoint.callable is not None
@@ -416,7 +438,8 @@ class Cluster:
             entrypoint.callable,
             entrypoint.args,
             entrypoint.kwargs,
-            project_by_value=self._surroundings() is None,
+            project_by_value=project_by_value,
+            elsewhere=elsewhere,
         )
         return transfer.send(self._rpc, pickled, inline_bytes=inline_bytes)
 

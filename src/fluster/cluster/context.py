@@ -204,6 +204,15 @@ def without_cluster_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith(RESERVED_ENV_PREFIX)}
 
 
+def with_absolute_python_path(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with a `PYTHONPATH` that means the same in every directory."""
+    given = environ.get("PYTHONPATH")
+    if not given:
+        return dict(environ)
+    # An empty entry is the current directory.
+    return {**environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, given.split(os.pathsep)))}
+
+
 def config_home(environ: Mapping[str, str] | None = None) -> Path:
     """Directory of the user's configuration: `$XDG_CONFIG_HOME/fluster`, by default under the home directory."""
     environ = os.environ if environ is None else environ

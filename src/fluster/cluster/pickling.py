@@ -26,7 +26,12 @@ _by_value_locks: dict[int, threading.Lock] = {}
 
 
 def dump_call(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, project_by_value: bool
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    project_by_value: bool,
+    elsewhere: frozenset[str] = frozenset(),
 ) -> bytes:
     """The call as bytes that a job's process loads as ``(fn, args, kwargs)``.
 
@@ -38,11 +43,12 @@ def dump_call(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         project_by_value: Also send modules of the user's own project by value: they are not installed elsewhere.
+        elsewhere: Files, as real paths, that the job finds in its workspace: modules of these go by name all the same.
 
     Raises:
         TypeError: Something cannot be pickled; the message names it and the way to it.
     """
-    with _modules_by_value(project=project_by_value):
+    with _modules_by_value(project=project_by_value, elsewhere=elsewhere):
         try:
             pickled: bytes = cloudpickle.dumps((fn, tuple(args), dict(kwargs)))
         except Exception as error:
@@ -79,7 +85,7 @@ def failed(data: bytes) -> bool:
 
 
 @contextmanager
-def _modules_by_value(*, project: bool) -> Iterator[None]:
+def _modules_by_value(*, project: bool, elsewhere: frozenset[str] = frozenset()) -> Iterator[None]:
     main_copy = sys.modules.get("__mp_main__")
     if not project and main_copy is None:
         yield
@@ -87,7 +93,10 @@ def _modules_by_value(*, project: bool) -> Iterator[None]:
     with _by_value_locks.setdefault(os.getpid(), threading.Lock()):
         before = cloudpickle.list_registry_pickle_by_value()
         # By name: that copy is in `sys.modules` twice.
-        found = {module.__name__: module for module in list(sys.modules.values()) if project and _of_project(module)}
+        modules = [module for module in list(sys.modules.values()) if project and _of_project(module)]
+        found = {
+            module.__name__: module for module in modules if os.path.realpath(module.__file__ or "") not in elsewhere
+        }
         if main_copy is not None and main_copy.__name__ == "__mp_main__":
             found["__mp_main__"] = main_copy
         chosen = [module for name, module in found.items() if name not in before]

@@ -28,6 +28,22 @@ def send(rpc: ConnectClient, content: bytes, *, inline_bytes: int = INLINE_BYTES
     return Payload(content=Oneof[Literal["blob"], str]("blob", sha256), sha256=sha256)
 
 
+def put(rpc: ConnectClient, content: bytes) -> str:
+    """Sends what is not there yet of content that others may have sent before; its hash.
+
+    Raises:
+        ResourceExhausted: The controller has no room for it.
+    """
+    sha256 = hashlib.sha256(content).hexdigest()
+    _put(rpc, content, sha256, offset=_there(rpc, sha256, len(content)))
+    return sha256
+
+
+def is_there(rpc: ConnectClient, sha256: str, size: int) -> bool:
+    """Whether the controller has a blob; if so it keeps it long enough for a launch to refer to it."""
+    return _there(rpc, sha256, size) == size
+
+
 def receive(rpc: ConnectClient, payload: Payload) -> bytes:
     """The content of a payload.
 
@@ -46,8 +62,14 @@ def receive(rpc: ConnectClient, payload: Payload) -> bytes:
     return content
 
 
-def _put(rpc: ConnectClient, content: bytes, sha256: str) -> None:
-    offset, total = 0, len(content)
+def _there(rpc: ConnectClient, sha256: str, size: int) -> int:
+    """How much of a blob the controller has, from its beginning."""
+    nothing = pb.PutBlobRequest(sha256=sha256, total_size=size)
+    return rpc.unary("PutBlob", nothing, pb.PutBlobResponse, retry_s=RETRY_S).next_offset
+
+
+def _put(rpc: ConnectClient, content: bytes, sha256: str, offset: int = 0) -> None:
+    total = len(content)
     setbacks = 0
     while offset < total:
         request = pb.PutBlobRequest(

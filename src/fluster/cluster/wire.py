@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fluster.cluster.environment import EnvironmentConfig
     from fluster.cluster.surroundings import Surroundings
     from fluster.cluster.types import Entrypoint, JobRequest, RetryPolicy
+    from fluster.cluster.workspace import Workspace
 
 S = TypeVar("S", bound="StrEnum")
 
@@ -33,6 +34,7 @@ def job_spec(
     *,
     parent: JobId | None,
     surroundings: Surroundings | None,
+    workspace: Workspace | None = None,
 ) -> types_pb.JobSpec:
     """A job as it is launched.
 
@@ -41,12 +43,13 @@ def job_spec(
         pickle_call: Makes the payload of a callable.
         parent: Of a request that names none.
         surroundings: What its tasks find when the request does not say otherwise.
+        workspace: The request's, as it was sent.
     """
     spec = types_pb.JobSpec(
         name=request.name,
         entrypoint=_entrypoint(request.entrypoint, pickle_call),
         resources=_resources(request.resources),
-        environment=_environment(request.environment, surroundings),
+        environment=_environment(request.environment, surroundings, workspace),
         retry=_retry(request.retry),
         priority=types_pb.Priority[Priority(request.priority).name],
         independent_tasks=not request.gang,
@@ -96,7 +99,9 @@ def _resources(resources: ResourceConfig) -> types_pb.ResourceSpec:
     return spec
 
 
-def _environment(environment: EnvironmentConfig, surroundings: Surroundings | None) -> types_pb.EnvironmentSpec:
+def _environment(
+    environment: EnvironmentConfig, surroundings: Surroundings | None, workspace: Workspace | None
+) -> types_pb.EnvironmentSpec:
     spec = types_pb.EnvironmentSpec(
         env_vars={**environment.env_vars, **environment.secrets},
         pip_packages=list(environment.pip_packages),
@@ -104,19 +109,16 @@ def _environment(environment: EnvironmentConfig, surroundings: Surroundings | No
         submitter_python=f"{sys.version_info.major}.{sys.version_info.minor}",
     )
     python = environment.python
-    if surroundings is None and environment.workspace is not None:
-        raise ValueError(
-            "workspace must be None here: only clusters of this machine give a job a directory of its submitter;"
-            " functions and the modules of your project travel with the job"
-        )
+    if workspace is not None:
+        spec.workspace_hash = workspace.sha256
+        spec.workspace_import_path = list(workspace.import_path)
     if surroundings is not None:
         python = python or surroundings.python
-        # A directory of this machine needs no sending.
-        directory = environment.workspace or surroundings.directory
-        if directory:
-            spec.working_directory = directory
-        own = [environment.workspace] if environment.workspace else []
-        spec.import_path = [*own, *surroundings.import_path]
+        if workspace is None and environment.docker_image is None:
+            # A directory of this machine needs no sending.
+            if surroundings.directory:
+                spec.working_directory = surroundings.directory
+            spec.import_path = list(surroundings.import_path)
     if python is not None:
         spec.python = python
     if environment.docker_image is not None:

@@ -259,7 +259,7 @@ class Controller(ControllerService):
         self._note("PutBlob")
         self.chunks.append(len(request.chunk))
         blob = self.blobs.setdefault(request.sha256, bytearray())
-        if request.offset <= len(blob):
+        if request.offset <= len(blob) < request.total_size:
             blob[request.offset :] = request.chunk
         return pb.PutBlobResponse(next_offset=len(blob))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from protobuf import Oneof
 
@@ -19,6 +21,7 @@ from fluster.cluster.types import (
     RetryPolicy,
     TaskState,
 )
+from fluster.cluster.workspace import Workspace
 from fluster.errors import RemoteFault
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb, types_pb
 
@@ -26,7 +29,10 @@ HERE = Surroundings(directory="/home/me", import_path=("/home/me/src",), python=
 
 
 def spec_of(
-    request: JobRequest, surroundings: Surroundings | None = None, parent: str | None = None
+    request: JobRequest,
+    surroundings: Surroundings | None = None,
+    parent: str | None = None,
+    workspace: Workspace | None = None,
 ) -> types_pb.JobSpec:
     """Through its bytes, as the controller sees it."""
     spec = wire.job_spec(
@@ -34,6 +40,7 @@ def spec_of(
         lambda _: types_pb.Payload(sha256="abc"),
         parent=JobId(parent) if parent else None,
         surroundings=surroundings,
+        workspace=workspace,
     )
     return types_pb.JobSpec.from_binary(spec.to_binary())
 
@@ -101,16 +108,15 @@ def test_jobs_of_this_machine_find_what_their_submitter_has() -> None:
 
 def test_a_request_wins_over_its_surroundings() -> None:
     chosen = EnvironmentConfig(workspace="/project", python="3.11")
-    environment = spec_of(JobRequest("local", Entrypoint.from_callable(print), environment=chosen), HERE).environment
+    request = JobRequest("local", Entrypoint.from_callable(print), environment=chosen)
+    environment = spec_of(
+        request, HERE, workspace=Workspace(Path("/project"), "ab" * 32, (".", "src"), frozenset())
+    ).environment
     assert environment is not None
-    assert (environment.working_directory, environment.python) == ("/project", "3.11")
-    assert list(environment.import_path) == ["/project", "/home/me/src"]
-
-
-def test_a_workspace_for_another_machine_is_refused_before_anything_is_sent() -> None:
-    request = JobRequest("far", Entrypoint.from_callable(print), environment=EnvironmentConfig(workspace="/project"))
-    with pytest.raises(ValueError, match="workspace"):
-        spec_of(request)
+    assert (environment.workspace_hash, environment.python) == ("ab" * 32, "3.11")
+    assert list(environment.workspace_import_path) == [".", "src"]
+    assert not environment.has_field("working_directory")
+    assert not environment.import_path
 
 
 def test_a_parent_is_filled_in_unless_one_is_named() -> None:

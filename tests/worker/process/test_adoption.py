@@ -29,7 +29,7 @@ async def main(name, enforcement, directory, uid):
     runtime = ProcessRuntime(name, cgroups=find_cgroups(name, enforcement=enforcement))
     path = Path(directory)
     running = await runtime.start(AttemptStart(uid, path, None, dict(os.environ), path))
-    print(json.dumps({"attempt": running.pid, "zygote": runtime._zygote.pid}), flush=True)
+    print(json.dumps({"attempt": running.pid, "zygote": runtime._zygotes.own.pid}), flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main(*sys.argv[1:]))

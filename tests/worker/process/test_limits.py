@@ -195,7 +195,7 @@ async def test_a_fork_that_the_machine_refuses_is_flusters_fault(lab: Any, until
     groups.limit(Bounds(cpu=1.0, cpu_quota=False, memory_bytes=None, pids=1))
     async with lab(enforcement="none") as it:
         await it.runtime.prepare()
-        (pids / "cgroup.procs").write_text(str(it.runtime._zygote.pid))
+        (pids / "cgroup.procs").write_text(str(it.runtime._zygotes.own.pid))
         # One spare may have been forked before.
         starts = [await it.runtime.start(it.attempt(int, uid=f"start-{number}")) for number in range(2)]
     assert starts[1].fluster_fault

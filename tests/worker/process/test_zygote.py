@@ -28,7 +28,7 @@ def rest() -> Any:
 
 
 def zygote_of(it: Any) -> int:
-    pid: int = it.runtime._zygote.pid
+    pid: int = it.runtime._zygotes.own.pid
     return pid
 
 

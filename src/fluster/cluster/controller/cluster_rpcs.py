@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
@@ -11,6 +14,7 @@ from connectrpc.errors import ConnectError
 from fluster.cluster.controller import convert, view
 from fluster.cluster.controller.blobs import BlobNotFound
 from fluster.cluster.controller.context import Controller
+from fluster.cluster.own_wheel import build_own_wheel
 from fluster.cluster.validation import refuse
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
@@ -40,6 +44,17 @@ class Blobs:
 
     def __init__(self, controller: Controller) -> None:
         self._c = controller
+        self._wheel: tuple[str, str, bytes] | None = None
+        self._building = asyncio.Lock()
+
+    async def get_wheel(self) -> pb.GetWheelResponse:
+        """Fluster's own wheel, made the first time somebody asks, and there long enough to be fetched."""
+        async with self._building:
+            if self._wheel is None:
+                self._wheel = await asyncio.to_thread(_build_wheel)
+            name, sha256, content = self._wheel
+            await asyncio.to_thread(self._c.blobs.put, sha256, 0, content, len(content))
+        return pb.GetWheelResponse(file_name=name, sha256=sha256)
 
     async def put(self, request: pb.PutBlobRequest) -> pb.PutBlobResponse:
         """One chunk; the blob exists once all its bytes are on disk and their hash is right."""
@@ -64,3 +79,11 @@ class Blobs:
                 yield pb.GetBlobResponse(chunk=chunk, total_size=total)
         if total == request.offset:
             yield pb.GetBlobResponse(total_size=total)
+
+
+def _build_wheel() -> tuple[str, str, bytes]:
+    """Name, hash and content."""
+    with tempfile.TemporaryDirectory(prefix="fluster-wheel-") as directory:
+        path = build_own_wheel(Path(directory))
+        content = path.read_bytes()
+    return path.name, hashlib.sha256(content).hexdigest(), content

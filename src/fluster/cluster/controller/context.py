@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluster.cluster.controller import view
 from fluster.cluster.controller.auth import Authenticator, Identity
 from fluster.cluster.controller.blobs import BlobStore
+from fluster.cluster.controller.building import Building
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.logstore import LogStore
@@ -49,6 +50,7 @@ class Controller:
     page_key: bytes
     on_loopback: bool = True
     tls: ServerTls | None = None
+    building: Building = field(default_factory=Building)
 
     @property
     def pin(self) -> str | None:
@@ -179,16 +181,27 @@ class Controller:
             attempts[attempt.task].append(attempt)
         return stored, attempts
 
+    def what_is_built(self, job: JobRow) -> list[str]:
+        """What a job in memory waits for though all of it is placed: every wait says why."""
+        found = (self.state.current(job.job_id, task.index) for task in self.state.tasks.get(job.job_id, ()))
+        return self.building.told((attempt for attempt in found if attempt is not None), self.loop.now())
+
+    def _live(self, job: JobRow, *, with_tasks: bool = True) -> types_pb.JobInfo:
+        message = view.live_job_message(self.state, job, with_tasks=with_tasks)
+        if not message.pending_reason and not message.has_field("started_at"):
+            message.pending_reason = "; ".join(self.what_is_built(job))
+        return message
+
     def summary(self, job: JobRow) -> types_pb.JobInfo:
         """The job without its tasks."""
         if job.job_id in self.state.jobs:
-            return view.live_job_message(self.state, job, with_tasks=False)
+            return self._live(job, with_tasks=False)
         return view.finished_summary(job, self.store.started_at(job.job_id))
 
     def message(self, job: JobRow) -> types_pb.JobInfo:
         """The job with its tasks."""
         if job.job_id in self.state.jobs:
-            return view.live_job_message(self.state, job)
+            return self._live(job)
         tasks, attempts = self.tasks(job)
         return view.finished_message(job, tasks, [each[-1] if each else None for each in attempts])
 

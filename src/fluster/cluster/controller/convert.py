@@ -35,6 +35,8 @@ MAX_INLINE_BYTES = 64 * 1024
 """Payloads up to this size travel in the row; larger ones are blobs."""
 _MAX_MESSAGE_CHARS = 16_384
 """Error texts of workers are cut here: they live in rows and in every status answer."""
+_MAX_ENVIRONMENT_CHARS = 300
+"""Of what a worker says of an environment: a line."""
 _MAX_IMPORT_PATH = 1_000
 """Directories."""
 _MAX_WORD_BYTES = 128
@@ -79,13 +81,15 @@ def default_resources() -> types_pb.ResourceSpec:
     )
 
 
-def blob_of(spec: types_pb.JobSpec) -> str:
-    """Hash of the blob that the entrypoint names; empty if it names none."""
+def blobs_of(spec: types_pb.JobSpec) -> list[str]:
+    """Hashes of the blobs that entrypoint and workspace name."""
+    named = []
     match spec.entrypoint.kind if spec.entrypoint is not None else None:
         case Oneof(field="callable", value=types_pb.Payload(content=Oneof(field="blob", value=str() as sha256))):
-            return sha256
-        case _:
-            return ""
+            named.append(sha256)
+    if spec.environment is not None and spec.environment.has_field("workspace_hash"):
+        named.append(spec.environment.workspace_hash)
+    return named
 
 
 def job_row(
@@ -183,6 +187,10 @@ def _check_environment(environment: types_pb.EnvironmentSpec | None) -> None:
         check_sha256(environment.workspace_hash, "workspace_hash")
         if environment.has_field("docker_image"):
             raise ValueError("workspace and docker_image exclude each other, got both")
+    folders = check_strings(list(environment.workspace_import_path), "workspace_import_path", _MAX_IMPORT_PATH)
+    for folder in folders:
+        if folder.startswith("/") or ".." in folder.split("/"):
+            raise refuse("an entry of workspace_import_path", "a folder inside the workspace", folder)
     if environment.has_field("working_directory"):
         check_text(environment.working_directory, "working_directory")
     check_strings(list(environment.import_path), "import_path", _MAX_IMPORT_PATH)
@@ -265,6 +273,7 @@ def observed(message: controller_pb.ObservedAttempt) -> Observed:
         started_at=_time(message.started_at) if message.has_field("started_at") else None,
         exit=None if message.exit is None else _exit(message.exit),
         master_port=message.master_port,
+        environment=message.environment[:_MAX_ENVIRONMENT_CHARS],
     )
 
 

@@ -36,9 +36,9 @@ def reasons(
     tasks: Sequence[TaskRow],
     attempts: Sequence[Sequence[AttemptRow]],
     waiting: Waiting | None,
-    silent: Sequence[str] = (),
+    workers: Sequence[str] = (),
 ) -> list[str]:
-    """Most important first; `silent`: what there is to say of workers of its that are not heard from."""
+    """Most important first; `workers`: what there is to say of its workers: what they build, and who is silent."""
     if status.finished():
         return _ended(job)
     found = []
@@ -48,7 +48,7 @@ def reasons(
         found.append(f"waiting: {waiting.reason}")
     if job.num_tasks > 1 or not found:
         found.append(_tasks(tasks))
-    return [*found, *silent, *_setbacks(attempts)]
+    return [*found, *workers, *_setbacks(attempts)]
 
 
 def silent_workers(state: State, attempts: Sequence[Sequence[AttemptRow]], now: float) -> list[str]:

@@ -104,22 +104,27 @@ class Jobs:
             depth=depth,
             now=now,
         )
-        blob = convert.blob_of(spec)
-        if blob and not self._c.blobs.renew(blob):
-            raise FailedPrecondition(f"blob {blob} is not here; send it with PutBlob first")
+        for blob in convert.blobs_of(spec):
+            if not self._c.blobs.renew(blob):
+                raise FailedPrecondition(f"blob {blob} is not here; send it with PutBlob first")
         return NewJob(row, spec.to_binary())
 
     def _inherit(self, parent: JobRow, spec: types_pb.JobSpec) -> None:
-        """A child sees the submitter's directory and import path as its parent does, on a LocalCluster."""
+        """A child that asks for nothing of its own finds what its parent found, but for variables."""
         stored = self._c.store.spec(parent.job_id)
         given = types_pb.JobSpec.from_binary(stored).environment if stored is not None else None
         own = spec.environment if spec.environment is not None else types_pb.EnvironmentSpec()
-        if given is None or not given.has_field("working_directory") or own.has_field("working_directory"):
+        if given is None or any(
+            own.has_field(field) for field in ("working_directory", "workspace_hash", "docker_image")
+        ):
             return
-        if own.has_field("workspace_hash") or own.has_field("docker_image"):
+        if own.pip_packages or own.extras:
             return
-        own.working_directory = given.working_directory
-        own.import_path = [*given.import_path]
+        own.import_path, own.workspace_import_path = [*given.import_path], [*given.workspace_import_path]
+        own.pip_packages, own.extras = [*given.pip_packages], [*given.extras]
+        for field in ("working_directory", "workspace_hash", "docker_image"):
+            if given.has_field(field):
+                setattr(own, field, getattr(given, field))
         if given.has_field("python") and not own.has_field("python"):
             own.python = given.python
         spec.environment = own
@@ -148,7 +153,8 @@ class Jobs:
         status = job_status(job, [task.state for task in tasks])
         waiting = self._c.loop.decision.waiting.get(job.job_id)
         silent = explain.silent_workers(self._c.state, attempts, self._c.loop.now())
-        reasons = explain.reasons(job, status, tasks, attempts, waiting, silent)
+        built = self._c.what_is_built(job)
+        reasons = explain.reasons(job, status, tasks, attempts, waiting, [*built, *silent])
         response = pb.ExplainJobResponse(
             state=status, reasons=reasons, would_fit=waiting.would_fit if waiting is not None else not status.finished()
         )

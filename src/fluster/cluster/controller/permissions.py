@@ -35,6 +35,7 @@ ALLOWED: Mapping[str, frozenset[TokenKind]] = {
     "PushLogs": _WORKER,
     "PutBlob": _CLIENT | _WORKER,
     "GetBlob": _CLIENT | _WORKER,
+    "GetWheel": _ADMIN | _WORKER,
     "CreateToken": _ADMIN,
     "ListTokens": _ADMIN,
     "RevokeToken": _ADMIN,

@@ -202,6 +202,10 @@ class ControllerServicer(ControllerService):
         """See `Blobs.get`."""
         return self._blobs.get(request)
 
+    async def get_wheel(self, _request: pb.GetWheelRequest, _: _Context) -> pb.GetWheelResponse:
+        """See `Blobs.get_wheel`."""
+        return await self._blobs.get_wheel()
+
     async def create_token(self, request: pb.CreateTokenRequest, _: _Context) -> pb.CreateTokenResponse:
         """See `Tokens.create`."""
         return await self._tokens.create(request)

@@ -153,6 +153,8 @@ class Workers:
         if len(request.observed) > _MAX_OBSERVED:
             raise refuse("the number of observed attempts", f"at most {_MAX_OBSERVED}", len(request.observed))
         observed = tuple(convert.observed(each) for each in request.observed)
+        phases = {each.uid: each.environment for each in observed if each.environment}
+        self._c.building.heard(worker.worker_id, phases, self._c.loop.now())
         self._renew_results(observed)
         resources = None if request.resources is None else convert.worker_resources(request.resources)
         if is_news(self._c.state, worker, request.incarnation, observed, resources):

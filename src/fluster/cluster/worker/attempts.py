@@ -224,4 +224,5 @@ def _observation(attempt: Attempt) -> ObservedAttempt:
         started_at=attempt.started_at,
         exit=attempt.report,
         master_port=attempt.notes.master_port,
+        environment=attempt.environment,
     )

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from fluster.cluster.attempt.files import write_atomically
 from fluster.cluster.worker.delivery import Delivery, sha256_of
+from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.gpu import Gpus
 from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
 from fluster.cluster.worker.ports import Ports
+from fluster.cluster.worker.provision import Provision, Say
 from fluster.cluster.worker.runtime import AttemptStart, Limits, Runtime
 from fluster.cluster.worker.variables import Surroundings, task_variables, world_size
 from fluster.errors import FlusterError
@@ -21,23 +23,12 @@ from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Command, EnvironmentSpec, GpuDevice, Payload, ResourceSpec
 
 
-class BuildFailed(Exception):
-    """The attempt cannot be started.
-
-    Attributes:
-        fluster_fault: The user could not have prevented it.
-    """
-
-    def __init__(self, message: str, *, fluster_fault: bool = False) -> None:
-        super().__init__(message)
-        self.fluster_fault = fluster_fault
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
     """What the attempts of one worker share.
 
     Attributes:
+        provision: Where workspaces and environments come from.
         python: The runtime's interpreter, of callables that ask for none; `None`: the worker's own.
         may_start: Whether a process may be started now: not while the worker has no lease.
     """
@@ -47,12 +38,20 @@ class Site:
     ports: Ports
     gpus: Gpus
     around: Surroundings
+    provision: Provision
     python: str | None = None
     may_start: Callable[[], bool] = lambda: True
 
 
-async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site) -> tuple[AttemptStart, Notes]:
+async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say: Say) -> tuple[AttemptStart, Notes]:
     """What the runtime is to start, and the notes with what was handed out for it.
+
+    Args:
+        folder: The attempt's.
+        spec: What it is to be.
+        notes: So far.
+        site: What it shares with others.
+        say: Called with what is being done about its environment, for people.
 
     Raises:
         BuildFailed: It cannot be started.
@@ -61,7 +60,11 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site) -> 
     environment = spec.environment or EnvironmentSpec()
     _refuse_unsupported(environment)
     command = _command(spec)
-    python, prefix = await _interpreter(environment, site, is_callable=command is None)
+    python = await _interpreter(environment, site, is_callable=command is None)
+    workspace = await _unpack_workspace(folder, environment, site, say)
+    venv = await site.provision.environment(environment, python, workspace, folder.path, say)
+    if venv is not None:
+        say(venv.told)
     if command is None:
         await _provide_entrypoint(folder, spec, site.delivery)
     if site.around.ca_file is not None:
@@ -75,17 +78,23 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site) -> 
         ports=notes.ports,
         master_port=spec.master_port or notes.master_port,
         gpus=notes.gpus,
+        venv=venv.path if venv is not None else None,
     )
+    import_path = _import_path(environment, workspace)
     if command is not None:
-        variables = _for_command(variables, prefix)
+        asked = environment.has_field("python") and venv is None
+        variables = _for_command(
+            variables, os.path.dirname(python[0]) if asked else "", import_path if workspace else ()
+        )
     start = AttemptStart(
         uid=folder.uid,
         directory=folder.path,
         command=command,
         environment=variables,
         working_directory=Path(environment.working_directory or folder.work),
-        import_path=tuple(environment.import_path),
-        python=python,
+        import_path=import_path,
+        python=venv.python if venv is not None else _other(python[0], site),
+        is_shared=venv is not None,
         limits=limits_of(spec),
     )
     return start, notes
@@ -107,15 +116,8 @@ def chooses_master_port(spec: AttemptSpec) -> bool:
 
 
 def _refuse_unsupported(environment: EnvironmentSpec) -> None:
-    asked = {
-        "pip_packages": bool(environment.pip_packages),
-        "extras": bool(environment.extras),
-        "workspace": bool(environment.workspace_hash),
-        "docker_image": bool(environment.docker_image),
-    }
-    names = [name for name, is_asked in asked.items() if is_asked]
-    if names:
-        raise BuildFailed(f"this worker cannot provide {', '.join(names)}: it runs processes in its own environment")
+    if environment.docker_image:
+        raise BuildFailed("this worker cannot provide docker_image: it runs processes")
 
 
 def _command(spec: AttemptSpec) -> tuple[str, ...] | None:
@@ -129,11 +131,16 @@ def _command(spec: AttemptSpec) -> tuple[str, ...] | None:
     return tuple(kind.value.argv)
 
 
-async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable: bool) -> tuple[str | None, str]:
-    """The interpreter of a callable, `None` for the worker's own; and the directory a command finds it in."""
+async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable: bool) -> tuple[str, str]:
+    """The interpreter that a callable runs under and an environment is made from, and its full version."""
     asked = environment.python if environment.has_field("python") else None
-    if asked is None and not is_callable:
-        return None, ""
+    if (
+        asked is None
+        and not is_callable
+        and not environment.pip_packages
+        and not environment.has_field("workspace_hash")
+    ):
+        return "", ""
     try:
         path, version = await choose_interpreter(asked, site.python)
     except NoInterpreter as error:
@@ -145,8 +152,27 @@ async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable:
             f" cannot load it: submit it from Python {minor(version)}, or ask for"
             f" EnvironmentConfig(python={minor(submitter)!r})"
         )
-    default = same_interpreter(path, site.python or sys.executable)
-    return None if default else path, os.path.dirname(path)
+    return path, version
+
+
+def _other(python: str, site: Site) -> str | None:
+    """`None` for the runtime's own."""
+    return None if same_interpreter(python, site.python or sys.executable) else python
+
+
+async def _unpack_workspace(folder: Folder, environment: EnvironmentSpec, site: Site, say: Say) -> Path | None:
+    """The attempt's own copy of the workspace, in its work directory."""
+    if not environment.has_field("workspace_hash"):
+        return None
+    say("building: unpacking the workspace")
+    await site.provision.workspace(environment.workspace_hash, folder.work)
+    return folder.work
+
+
+def _import_path(environment: EnvironmentSpec, workspace: Path | None) -> tuple[str, ...]:
+    if workspace is None:
+        return tuple(environment.import_path)
+    return tuple(os.path.normpath(workspace / each) for each in environment.workspace_import_path)
 
 
 async def _provide_entrypoint(folder: Folder, spec: AttemptSpec, delivery: Delivery) -> None:
@@ -182,9 +208,12 @@ async def _hand_out(uid: str, spec: AttemptSpec, notes: Notes, site: Site) -> No
     return replace(notes, ports={**notes.ports, **ports}, master_port=master_port, gpus=gpus)
 
 
-def _for_command(variables: dict[str, str], prefix: str) -> dict[str, str]:
+def _for_command(variables: dict[str, str], prefix: str, import_path: tuple[str, ...]) -> dict[str, str]:
     # A command's output is read while it runs: without this Python keeps it back by blocks of 8 KiB.
     changed = {"PYTHONUNBUFFERED": "1", **variables}
     if prefix:
         changed["PATH"] = f"{prefix}{os.pathsep}{variables.get('PATH', os.defpath)}"
+    if import_path:
+        own = variables.get("PYTHONPATH")
+        changed["PYTHONPATH"] = os.pathsep.join([*import_path, *([own] if own else [])])
     return changed

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
+
 
 def default_state_dir() -> Path:
     """Of a worker started by hand."""
@@ -34,6 +36,8 @@ class WorkerConfig:
         lifeline_fd: Once it reads end of file everything of this worker ends at once.
         exit_when_idle_s: End when nothing runs and there has been no controller for so long, and for a lease; `None`:
             wait for one forever.
+        cache_dir: Of environments and workspaces; `None`: this user's on this machine, shared by its workers.
+        cache_cap_bytes: What environments may take there; those in use are kept beyond it.
         host, port: Of the worker's own service; port 0: any.
         insecure_plaintext_network: The host may be one that the network reaches.
         advertise_host: Where its jobs can be reached; `None`: as the controller sees this machine.
@@ -54,6 +58,8 @@ class WorkerConfig:
     allocation_id: str = ""
     lifeline_fd: int | None = None
     exit_when_idle_s: float | None = None
+    cache_dir: Path | None = None
+    cache_cap_bytes: int = DEFAULT_CAP_BYTES
     host: str = "127.0.0.1"
     port: int = 0
     insecure_plaintext_network: bool = False

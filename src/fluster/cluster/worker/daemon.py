@@ -81,6 +81,8 @@ async def _serve_alone(parts: Parts) -> None:
         surroundings=around,
         gpus=parts.gpus,
         python=config.python,
+        cache_dir=config.cache_dir,
+        cache_cap_bytes=config.cache_cap_bytes,
     )
     parts.stack.push_async_callback(manager.close)
     await manager.open()

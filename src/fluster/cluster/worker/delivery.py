@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from fluster.cluster.own_wheel import build_own_wheel
 from fluster.cluster.worker import logfile
 from fluster.cluster.worker.outcome import open_result
 from fluster.cluster.worker.runtime import LogFiles
@@ -46,6 +48,15 @@ class Delivery(Protocol):
         """
         ...
 
+    async def own_wheel(self, directory: Path) -> Path:
+        """Fluster's own wheel, kept below `directory` by its hash: what jobs of the cluster run.
+
+        Raises:
+            ValueError: What came has another hash, again and again.
+            FlusterError: It cannot be made, or the controller refuses to send it.
+        """
+        ...
+
     def forget(self, uid: str) -> None:
         """Nobody wants to hear of the attempt any more."""
         ...
@@ -63,6 +74,7 @@ class StaysHere:
         self._cap = cap_bytes
         self._look_s = look_s
         self._cutting: dict[str, asyncio.Task[None]] = {}
+        self._wheel: Path | None = None
 
     def follow_logs(self, uid: str, files: LogFiles, *, adopted: bool) -> None:
         """Keeps the files from growing beyond the cap."""
@@ -79,7 +91,13 @@ class StaysHere:
 
     async def fetch(self, sha256: str, path: Path) -> None:
         """Refuses: there is nobody to fetch from."""
-        raise ValueError("a standalone worker takes a callable in place, not by its hash")
+        raise ValueError("a standalone worker takes everything in place, nothing by its hash")
+
+    async def own_wheel(self, directory: Path) -> Path:
+        """Of the Fluster that runs here."""
+        if self._wheel is None or not self._wheel.exists():
+            self._wheel = await asyncio.to_thread(_build_wheel, directory)
+        return self._wheel
 
     def forget(self, uid: str) -> None:
         """Lets its files be."""
@@ -91,6 +109,24 @@ class StaysHere:
             for path in (files.stdout, files.stderr):
                 logfile.cut(path, logfile.size_of(path) - self._cap)
             await asyncio.sleep(self._look_s)
+
+
+def _build_wheel(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        made = build_own_wheel(Path(temporary))
+        with open(made, "rb") as file:
+            path = wheel_path(directory, sha256_of(file), made.name)
+        os.replace(made, path)
+        return path
+
+
+def wheel_path(directory: Path, sha256: str, name: str) -> Path:
+    """Where a wheel of that hash is kept; its directory is made."""
+    if "/" in name or not name.endswith(".whl"):
+        raise ValueError(f"{name!r} is no name of a wheel")
+    (directory / sha256).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory / sha256 / name
 
 
 def sha256_of(file: BinaryIO) -> str:

@@ -67,6 +67,8 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         delivery=ToController(link, shipper),
         on_change=sync.changed,
         may_start=sync.has_lease,
+        cache_dir=config.cache_dir,
+        cache_cap_bytes=config.cache_cap_bytes,
     )
     parts.stack.push_async_callback(manager.close)
     renewing = parts.spawn(_keep_certificate(credentials, sync))

@@ -13,8 +13,9 @@ from enum import IntEnum
 from typing import Any
 
 from fluster.cluster.worker import disk
-from fluster.cluster.worker.build import BuildFailed, Site, build, chooses_master_port, limits_of
+from fluster.cluster.worker.build import Site, build, chooses_master_port, limits_of
 from fluster.cluster.worker.ending import StopReason, blame_full_disk, never_ran, report_end, stopped_before_start
+from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.outcome import BadOutcome, read_outcome
 from fluster.cluster.worker.results import add_result, fail
@@ -51,6 +52,7 @@ class Attempt:
         report: Its end; given at construction when an earlier daemon has seen it.
         started_at: Unix seconds, once its process exists.
         dropping: Nobody wants to hear of it any more.
+        environment: What is being done about its environment, or what it took.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Attempt:
         self.report = report
         self.started_at: float | None = None
         self.dropping = False
+        self.environment = ""
         self._site = site
         self._changed = changed
         self._turns = turns
@@ -140,6 +143,7 @@ class Attempt:
             return unusable_files(error)
         finally:
             self._site.ports.give_back(self.uid)
+            self._site.provision.release(self.uid)
             await self._site.gpus.give_back(self.uid)
         self._over.set()
         return await self._describe(record)
@@ -159,13 +163,17 @@ class Attempt:
     async def _prepare(self, turn: contextlib.AsyncExitStack) -> AttemptStart:
         await turn.enter_async_context(self._turns())
         self.phase = Phase.BUILDING
-        start, notes = await build(self.folder, self.spec, self.notes, self._site)
+        start, notes = await build(self.folder, self.spec, self.notes, self._site, self._say)
         # A reason to stop may have been noted meanwhile. Written down with the start that follows.
         self.notes = replace(self.notes, ports=notes.ports, master_port=notes.master_port, gpus=notes.gpus)
         if chooses_master_port(self.spec):
             self._note()
             self._changed(True)
         return start
+
+    def _say(self, what: str) -> None:
+        self.environment = what
+        self._changed(False)
 
     async def _until_stopped(self, preparation: Any) -> Any:
         """What `preparation` gives, unless `stop` ends it."""

@@ -18,6 +18,8 @@ from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import (
     GetBlobRequest,
     GetBlobResponse,
+    GetWheelRequest,
+    GetWheelResponse,
     PushLogsRequest,
     PushLogsResponse,
     PutBlobRequest,
@@ -82,6 +84,12 @@ class ControllerLink:
         """PushLogs."""
         call = self._client.unary
         return await self._as_registered(call, "PushLogs", request, PushLogsResponse, timeout_s=_CALL_S)
+
+    async def get_wheel(self) -> tuple[str, str]:
+        """GetWheel: name and hash of Fluster's own."""
+        call = self._client.unary
+        answer = await self._in_thread(call, "GetWheel", GetWheelRequest(), GetWheelResponse, timeout_s=_CALL_S)
+        return answer.file_name, answer.sha256
 
     async def put_blob(self, path: Path) -> str:
         """Sends a file's content; its hash.

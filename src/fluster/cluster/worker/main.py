@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fluster.cluster.context import with_absolute_python_path
 from fluster.cluster.validation import check_cpu, check_int, check_name, parse_bytes
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.errors import FlusterError, NotPermitted
@@ -17,6 +19,8 @@ def run(config: WorkerConfig) -> int:
     """Serves until told to end; the exit code. See `fluster.cluster.worker.daemon.run`."""
     from fluster.cluster.worker import daemon
 
+    # Zygotes and jobs run in other directories.
+    os.environ.update(with_absolute_python_path(os.environ))
     return daemon.run(config)
 
 
@@ -63,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--memory", dest="memory_bytes", type=_memory)
     serve.add_argument("--gpus", type=_gpus, metavar="N|auto")
     serve.add_argument("--cpu-quota", action="store_true", help="attempts get no more than their cpu on idle cores")
+    serve.add_argument("--cache-dir", type=Path)
+    serve.add_argument("--cache-size", dest="cache_cap_bytes", type=_memory)
     serve.add_argument("--max-jobs", type=int)
     serve.add_argument("--worker-id")
     serve.add_argument("--allocation-id")

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from fluster.cluster.worker.attempts import Attempts
 from fluster.cluster.worker.build import Site
+from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
 from fluster.cluster.worker.delivery import Delivery, StaysHere
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.folder import Folders, Notes, lean
 from fluster.cluster.worker.gpu import GpuInventory, Gpus
 from fluster.cluster.worker.lifecycle import GRACE_S, Attempt, Phase
 from fluster.cluster.worker.ports import Ports
+from fluster.cluster.worker.provision import Provision
 from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.standalone import JobState, LogPiece, follow_files, job_spec, job_state
 from fluster.cluster.worker.turns import Turns
@@ -45,6 +47,8 @@ class JobManager:
         delivery: Where logs and results go; default: they stay here.
         on_change: Called with `urgent` when `observed` differs.
         may_start: Whether a process may be started now; what may not is reported as lost. Default: always.
+        cache_dir: Of environments and workspaces; default: this user's on this machine, shared by its workers.
+        cache_cap_bytes: What environments may take there.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class JobManager:
         delivery: Delivery | None = None,
         on_change: Callable[[bool], None] | None = None,
         may_start: Callable[[], bool] = lambda: True,
+        cache_dir: Path | None = None,
+        cache_cap_bytes: int = DEFAULT_CAP_BYTES,
     ) -> None:
         if max_concurrent_jobs < 1:
             raise ValueError(f"max_concurrent_jobs must be at least 1, got {max_concurrent_jobs}")
@@ -67,7 +73,9 @@ class JobManager:
         self._temporary: str | None = None
         gpus = gpus or GpuInventory()
         around = surroundings or Surroundings(worker_id="standalone", base=dict(os.environ), has_gpus=gpus.count > 0)
-        self._site = Site(runtime, delivery or StaysHere(), Ports(), Gpus(gpus), around, python, may_start)
+        delivery = delivery or StaysHere()
+        provision = Provision(delivery, around.base, directory=cache_dir, cap_bytes=cache_cap_bytes)
+        self._site = Site(runtime, delivery, Ports(), Gpus(gpus), around, provision, python, may_start)
         self._on_change = on_change or (lambda _urgent: None)
         self._turns = Turns(max_concurrent_jobs)
         self._opening: asyncio.Task[Attempts] | None = None

@@ -20,7 +20,8 @@ from fluster.cluster.worker.cgroup import WorkerCgroups, find_cgroups
 from fluster.cluster.worker.pidfd import end_of_process
 from fluster.cluster.worker.remains import RunningRecord, end_remains, find_shim, read_exit, write_fault
 from fluster.cluster.worker.runtime import AttemptStart, ExitRecord, Gone, LogFiles, Observation, Running
-from fluster.cluster.worker.zygote import Zygote, ZygoteDied
+from fluster.cluster.worker.zygote import ZygoteDied, environment_of_zygotes
+from fluster.cluster.worker.zygotes import Zygotes
 
 TIME_LIMIT_GRACE_S = 10.0
 _START_TRIES = 3
@@ -78,11 +79,9 @@ class ProcessRuntime:
         self._python = python or sys.executable
         self._cgroups = find_cgroups(name) if cgroups is None else cgroups
         self._cpu_quota = cpu_quota
-        self._lifeline_fd = lifeline_fd
         self._time_limit_grace_s = time_limit_grace_s
         self._lease = lease
-        self._zygote: Zygote | None = None
-        self._warming = asyncio.Lock()
+        self._zygotes = Zygotes(self._python, self._cgroups, lifeline_fd)
         self._requests = 0
         self._attempts: dict[str, _Attempt] = {}
         self._lives: set[asyncio.Task[None]] = set()
@@ -105,9 +104,9 @@ class ProcessRuntime:
         Raises:
             ZygoteDied: The interpreter cannot run the job runtime.
         """
-        if self._zygote is None:
+        if self._zygotes.own is None:
             self._cgroups.remove_leftovers()
-        await self._warm_zygote()
+        await self._zygotes.get()
 
     async def start(self, attempt: AttemptStart) -> Observation:
         """Starts the attempt, or gives the process that this uid already has, and its end if it has ended.
@@ -171,9 +170,7 @@ class ProcessRuntime:
             life.cancel()
         await asyncio.gather(*self._lives, return_exceptions=True)
         self._attempts.clear()
-        if self._zygote is not None:
-            await self._zygote.close()
-            self._zygote = None
+        await self._zygotes.close()
         self._cgroups.remove_leftovers()
 
     def _known(self, uid: str) -> _Attempt:
@@ -221,7 +218,8 @@ class ProcessRuntime:
         problem = ""
         for _ in range(_START_TRIES):
             try:
-                reply = await (await self._warm_zygote()).launch(self._request(start))
+                zygote = await self._zygotes.get(_zygote_of(start))
+                reply = await zygote.launch(self._request(start))
             except ZygoteDied as death:
                 # The request may have been carried out: a second one then meets the first one's lock.
                 problem = str(death)
@@ -234,15 +232,6 @@ class ProcessRuntime:
                 raise _NotStarted(reply["fault"])
             return RunningRecord.from_fields(reply)
         raise _NotStarted(problem)
-
-    async def _warm_zygote(self) -> Zygote:
-        async with self._warming:
-            if self._zygote is not None and not self._zygote.alive:
-                await self._zygote.close()
-                self._zygote = None
-            if self._zygote is None:
-                self._zygote = await Zygote.start(self._python, self._cgroups, self._lifeline_fd)
-            return self._zygote
 
     def _request(self, start: AttemptStart) -> StartRequest:
         self._requests += 1
@@ -266,11 +255,19 @@ class ProcessRuntime:
     def _interpreter(self, start: AttemptStart) -> tuple[str, ...] | None:
         """The command line of a callable that needs an interpreter of its own; `None` if a fork will do."""
         python = start.python or self._python
-        if python == self._python and _read_at_start(start.environment) == _read_at_start(os.environ):
+        venv = Path(python).parents[1] if start.is_shared else None
+        inherited = os.environ if venv is None else environment_of_zygotes(venv)
+        has_zygote = start.is_shared or python == self._python
+        if has_zygote and _read_at_start(start.environment) == _read_at_start(inherited):
             return None
         # -P: a file of the working directory must not stand in for a module of the job runtime.
         arguments = (str(start.directory), json.dumps(start.import_path))
         return (python, "-P", "-m", "fluster.cluster.attempt.main", *arguments)
+
+
+def _zygote_of(start: AttemptStart) -> str | None:
+    """Interpreter of the environment whose zygote forks a callable; `None`: the worker's own will do."""
+    return start.python if start.is_shared and start.command is None else None
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ class AttemptStart:
         working_directory: Where the process starts.
         import_path: Put first on `sys.path` of a callable, in this order.
         python: Interpreter of a callable; `None` means the worker's own.
+        is_shared: That interpreter is of an environment that others will use too: keeping one warm is worth it.
     """
 
     uid: str
@@ -42,6 +43,7 @@ class AttemptStart:
     working_directory: Path
     import_path: tuple[str, ...] = ()
     python: str | None = None
+    is_shared: bool = False
     limits: Limits = field(default_factory=Limits)
 
 

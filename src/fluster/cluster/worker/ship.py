@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 from fluster.cluster.worker.decide import pause_s
+from fluster.cluster.worker.delivery import wheel_path
 from fluster.cluster.worker.link import ControllerLink
 from fluster.cluster.worker.logs import LogShipper
 from fluster.cluster.worker.messages import blob_payload
@@ -55,6 +58,19 @@ class ToController:
                 if not tries_left:
                     raise
                 _log.warning("%s; asking again", error)
+
+    async def own_wheel(self, directory: Path) -> Path:
+        """The controller's."""
+        name, sha256 = await _until_there(self._link.get_wheel)
+        path = wheel_path(directory, sha256, name)
+        if not path.exists():
+            arriving = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            try:
+                await self.fetch(sha256, arriving)
+                os.replace(arriving, path)
+            finally:
+                arriving.unlink(missing_ok=True)
+        return path
 
     def forget(self, uid: str) -> None:
         """Nobody wants to hear of the attempt any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec
 _OURS = "FLUSTER_"
 # They describe the daemon's own process.
 _NOT_INHERITED = frozenset({"PWD", "OLDPWD", "_", "SHLVL", "TMPDIR", "TEMP", "TMP"})
+OF_ANOTHER_ENVIRONMENT = frozenset({"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"})
+"""What a daemon may have of these leads to its own packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,16 @@ def task_variables(
     ports: Mapping[str, int],
     master_port: int,
     gpus: Sequence[int],
+    venv: Path | None = None,
 ) -> dict[str, str]:
-    """The whole environment of the attempt's process; the user's variables win over all that is not Fluster's."""
+    """The whole environment of the attempt's process; the user's variables win over all that is not Fluster's.
+
+    In an environment of its own (`venv`) nothing leads to the daemon's packages.
+    """
     environment = spec.environment or EnvironmentSpec()
     directory = environment.working_directory or str(folder.work)
     return {
-        **base_variables(around.base),
+        **(base_variables(around.base) if venv is None else venv_variables(around.base, venv)),
         "TMPDIR": str(folder.tmp),
         "PWD": directory,
         **_world(spec, around, master_port),
@@ -62,6 +69,13 @@ def task_variables(
 def base_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """A daemon's environment without its secrets and what describes only itself."""
     return {key: value for key, value in environment.items() if not key.startswith(_OURS) and key not in _NOT_INHERITED}
+
+
+def venv_variables(environment: Mapping[str, str], venv: Path) -> dict[str, str]:
+    """The same for what runs in an environment of its own."""
+    kept = {key: value for key, value in base_variables(environment).items() if key not in OF_ANOTHER_ENVIRONMENT}
+    path = f"{venv / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    return {**kept, "VIRTUAL_ENV": str(venv), "PATH": path}
 
 
 def _identity(folder: Folder, spec: AttemptSpec, around: Surroundings) -> dict[str, str]:

@@ -7,12 +7,16 @@ import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fluster.cluster.attempt import proc
 from fluster.cluster.attempt.request import StartRequest, hierarchies_to_json
+from fluster.cluster.context import with_absolute_python_path
 from fluster.cluster.worker.cgroup import WorkerCgroups
 from fluster.cluster.worker.pidfd import end_of_process
+from fluster.cluster.worker.variables import venv_variables
 
 READY_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 5.0
@@ -37,13 +41,15 @@ class Zygote:
         self._reader: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, python: str, cgroups: WorkerCgroups, lifeline_fd: int | None = None) -> Zygote:
-        """A zygote that is warm.
+    async def start(
+        cls, python: str, cgroups: WorkerCgroups, lifeline_fd: int | None = None, *, venv: Path | None = None
+    ) -> Zygote:
+        """A zygote that is warm; of an environment, nothing leads it to the daemon's packages.
 
         Raises:
             ZygoteDied: It could not be started, or ended or hung while it imported the job runtime.
         """
-        zygote = cls(_spawn(python, cgroups, lifeline_fd))
+        zygote = cls(_spawn(python, cgroups, lifeline_fd, environment_of_zygotes(venv)))
         try:
             await zygote._connect()
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -145,13 +151,23 @@ class Zygote:
         self._ready.exception()  # seen: nobody may be waiting for it
 
 
-def environment_of_zygotes() -> dict[str, str]:
-    """This process's environment without what names this worker, and with room for an attempt's marker."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUSTER_")}
+def environment_of_zygotes(venv: Path | None = None) -> dict[str, str]:
+    """This process's environment without what names this worker, and with room for an attempt's marker.
+
+    Of a zygote of an environment: as its attempts have it.
+    """
+    if venv is not None:
+        inherited = venv_variables(os.environ, venv)
+    else:
+        # It runs in another directory than this process.
+        environment = with_absolute_python_path(os.environ)
+        inherited = {name: value for name, value in environment.items() if not name.startswith("FLUSTER_")}
     return {**inherited, proc.MARKER: "-" * proc.MARKER_ROOM}
 
 
-def _spawn(python: str, cgroups: WorkerCgroups, lifeline_fd: int | None) -> subprocess.Popen[bytes]:
+def _spawn(
+    python: str, cgroups: WorkerCgroups, lifeline_fd: int | None, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     arguments = ["--cgroups", json.dumps(hierarchies_to_json(cgroups.parents))]
     if lifeline_fd is not None:
         arguments += ["--lifeline-fd", str(lifeline_fd)]
@@ -162,7 +178,7 @@ def _spawn(python: str, cgroups: WorkerCgroups, lifeline_fd: int | None) -> subp
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env=environment_of_zygotes(),
+            env=environment,
             pass_fds=() if lifeline_fd is None else (lifeline_fd,),
             start_new_session=True,
         )

@@ -85,7 +85,10 @@ def _progress(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str)
     if state is not attempt.state:
         task = fold.state.tasks[attempt.job_id][attempt.task]
         fold.put_task(replace(task, state=TaskState(state)))
-        fold.journal_attempt("TaskStarted" if state is AttemptState.RUNNING else "TaskAccepted", changed)
+        if state is AttemptState.RUNNING:
+            fold.journal_attempt("TaskStarted", changed, seen.environment)
+        else:
+            fold.journal_attempt("TaskAccepted", changed)
     return changed
 
 

@@ -85,7 +85,7 @@ class Exit:
 class Observed:
     """An attempt as its worker sees it: accepted (ASSIGNED), BUILDING or RUNNING.
 
-    `exit` set: nothing of it runs and its logs are here.
+    `exit` set: nothing of it runs and its logs are here. `environment`: what its environment took, for the journal.
     """
 
     uid: AttemptUid
@@ -93,6 +93,7 @@ class Observed:
     started_at: float | None
     exit: Exit | None = None
     master_port: int = 0
+    environment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import controller_pb
-from .controller_pb import CreateTokenRequest, CreateTokenResponse, ExplainJobRequest, ExplainJobResponse, FetchLogsRequest, FetchLogsResponse, GetBlobRequest, GetBlobResponse, GetJobStatusRequest, GetJobStatusResponse, GetResultRequest, GetResultResponse, LaunchJobRequest, LaunchJobResponse, LaunchJobsRequest, LaunchJobsResponse, ListAllocationsRequest, ListAllocationsResponse, ListEndpointsRequest, ListEndpointsResponse, ListEventsRequest, ListEventsResponse, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse, ListWorkersRequest, ListWorkersResponse, LookupEndpointsRequest, LookupEndpointsResponse, PushLogsRequest, PushLogsResponse, PutBlobRequest, PutBlobResponse, RegisterEndpointRequest, RegisterEndpointResponse, RegisterWorkerRequest, RegisterWorkerResponse, RenewEndpointsRequest, RenewEndpointsResponse, RevokeTokenRequest, RevokeTokenResponse, SyncWorkerRequest, SyncWorkerResponse, TerminateJobRequest, TerminateJobResponse, UnregisterEndpointRequest, UnregisterEndpointResponse, WaitJobsRequest, WaitJobsResponse
+from .controller_pb import CreateTokenRequest, CreateTokenResponse, ExplainJobRequest, ExplainJobResponse, FetchLogsRequest, FetchLogsResponse, GetBlobRequest, GetBlobResponse, GetJobStatusRequest, GetJobStatusResponse, GetResultRequest, GetResultResponse, GetWheelRequest, GetWheelResponse, LaunchJobRequest, LaunchJobResponse, LaunchJobsRequest, LaunchJobsResponse, ListAllocationsRequest, ListAllocationsResponse, ListEndpointsRequest, ListEndpointsResponse, ListEventsRequest, ListEventsResponse, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse, ListWorkersRequest, ListWorkersResponse, LookupEndpointsRequest, LookupEndpointsResponse, PushLogsRequest, PushLogsResponse, PutBlobRequest, PutBlobResponse, RegisterEndpointRequest, RegisterEndpointResponse, RegisterWorkerRequest, RegisterWorkerResponse, RenewEndpointsRequest, RenewEndpointsResponse, RevokeTokenRequest, RevokeTokenResponse, SyncWorkerRequest, SyncWorkerResponse, TerminateJobRequest, TerminateJobResponse, UnregisterEndpointRequest, UnregisterEndpointResponse, WaitJobsRequest, WaitJobsResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -110,6 +110,9 @@ class ControllerService(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def get_blob(self, request: GetBlobRequest, ctx: RequestContext[GetBlobRequest, GetBlobResponse], /) -> AsyncIterator[GetBlobResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def get_wheel(self, request: GetWheelRequest, ctx: RequestContext[GetWheelRequest, GetWheelResponse], /) -> GetWheelResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def create_token(self, request: CreateTokenRequest, ctx: RequestContext[CreateTokenRequest, CreateTokenResponse], /) -> CreateTokenResponse:
@@ -383,6 +386,17 @@ class ControllerServiceASGIApplication(ConnectASGIApplication[ControllerService]
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=svc.get_blob,
+                ),
+                "/fluster.cluster.v1.ControllerService/GetWheel": Endpoint.unary(
+                    method=MethodInfo(
+                        name="GetWheel",
+                        service_name="fluster.cluster.v1.ControllerService",
+                        input=GetWheelRequest,
+                        output=GetWheelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.get_wheel,
                 ),
                 "/fluster.cluster.v1.ControllerService/CreateToken": Endpoint.unary(
                     method=MethodInfo(
@@ -886,6 +900,26 @@ class ControllerServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    async def get_wheel(
+        self,
+        request: GetWheelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> GetWheelResponse:
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="GetWheel",
+                service_name="fluster.cluster.v1.ControllerService",
+                input=GetWheelRequest,
+                output=GetWheelResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     async def create_token(
         self,
         request: CreateTokenRequest,
@@ -1030,6 +1064,9 @@ class ControllerServiceSync(Protocol):
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def get_blob(self, request: GetBlobRequest, ctx: RequestContext[GetBlobRequest, GetBlobResponse], /) -> Iterator[GetBlobResponse]:
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def get_wheel(self, request: GetWheelRequest, ctx: RequestContext[GetWheelRequest, GetWheelResponse], /) -> GetWheelResponse:
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def create_token(self, request: CreateTokenRequest, ctx: RequestContext[CreateTokenRequest, CreateTokenResponse], /) -> CreateTokenResponse:
@@ -1301,6 +1338,17 @@ class ControllerServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=service.get_blob,
+                ),
+                "/fluster.cluster.v1.ControllerService/GetWheel": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="GetWheel",
+                        service_name="fluster.cluster.v1.ControllerService",
+                        input=GetWheelRequest,
+                        output=GetWheelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.get_wheel,
                 ),
                 "/fluster.cluster.v1.ControllerService/CreateToken": EndpointSync.unary(
                     method=MethodInfo(
@@ -1800,6 +1848,26 @@ class ControllerServiceClientSync(ConnectClientSync):
                 output=GetBlobResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def get_wheel(
+        self,
+        request: GetWheelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> GetWheelResponse:
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="GetWheel",
+                service_name="fluster.cluster.v1.ControllerService",
+                input=GetWheelRequest,
+                output=GetWheelResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,

@@ -1,0 +1,138 @@
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from tests.packages import make_needed_wheels
+
+from fluster.cluster.attempt import proc
+from fluster.cluster.worker.delivery import StaysHere
+from fluster.cluster.worker.failures import BuildFailed
+from fluster.cluster.worker.interpreter import choose_interpreter
+from fluster.cluster.worker.provision import Provision
+from fluster.cluster.worker.uv import Fault, UvFailed, run_uv, uv_variables
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec
+
+
+def fake(directory: Path, script: str) -> str:
+    path = directory / "uv"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def failure_of(directory: Path, said: str) -> Exception:
+    with pytest.raises((UvFailed, OSError)) as caught:
+        await run_uv(fake(directory, f"cat >&2 <<'E'\n{said}\nE\nexit 1"), (), directory=directory, environment={})
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("error: No solution found\n  cause: Because there is no version of moo==9 …", Fault.REQUEST),
+        ("error: Failed to fetch: x\n  cause: tcp connect error\n  cause: Connection refused", Fault.DOWNLOAD),
+        ("error: Failed to fetch: x\n  cause: HTTP status server error (503 Service Unavailable)", Fault.DOWNLOAD),
+        ("error: Failed to fetch: x\n  cause: HTTP status client error (404 Not Found)", Fault.REQUEST),
+        ("error: Failed to download `moo`\n  cause: Hash mismatch for `moo`", Fault.DAMAGE),
+        ("error: Failed to extract archive: moo.whl", Fault.DAMAGE),
+    ],
+)
+async def test_a_failure_is_known_by_what_uv_says(said: str, fault: Fault, tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, said)
+    assert isinstance(failure, UvFailed)
+    assert (failure.fault, failure.text) == (fault, said)
+
+
+async def test_a_full_disk_is_none_of_the_requests_fault(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "error: failed to write\n  cause: No space left on device (os error 28)")
+    assert isinstance(failure, OSError)
+    assert failure.errno == errno.ENOSPC
+
+
+async def test_when_nobody_waits_any_more_uv_ends_with_all_it_started(tmp_path: Path) -> None:
+    script = f"(setsid sleep 600 & echo $! > {tmp_path}/pid; mv {tmp_path}/pid {tmp_path}/child); sleep 600"
+    task = asyncio.create_task(
+        run_uv(fake(tmp_path, script), (), directory=tmp_path, environment={"PATH": os.environ["PATH"]})
+    )
+    async with asyncio.timeout(20):
+        while not (tmp_path / "child").exists():
+            await asyncio.sleep(0.01)
+    pid = int((tmp_path / "child").read_text())
+    started = proc.start_time(pid)
+    assert started is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not proc.is_running(pid, started)
+
+
+def test_uv_does_not_see_what_is_the_daemons_own() -> None:
+    given = {"FLUSTER_TOKEN": "secret", "PYTHONPATH": "/daemon", "VIRTUAL_ENV": "/daemon", "UV_INDEX_URL": "u"}
+    seen = uv_variables(given)
+    assert seen["UV_INDEX_URL"] == "u"
+    assert not {"FLUSTER_TOKEN", "PYTHONPATH", "VIRTUAL_ENV"}.intersection(seen)
+
+
+def provision_of(directory: Path, **environment: str) -> Provision:
+    given = {**os.environ, "UV_CACHE_DIR": str(directory / "uv"), "UV_COMPILE_BYTECODE": "0", **environment}
+    return Provision(StaysHere(), given, directory=directory / "cache")
+
+
+async def test_an_index_that_does_not_answer_is_a_failed_download(tmp_path: Path) -> None:
+    offered = provision_of(tmp_path, UV_INDEX_URL="http://127.0.0.1:9/simple", UV_HTTP_RETRIES="0")
+    spec = EnvironmentSpec(pip_packages=["moo"])
+    with pytest.raises(BuildFailed, match="a download failed") as caught:
+        await offered.environment(spec, await choose_interpreter(None, None), None, tmp_path, lambda _: None)
+    assert caught.value.fluster_fault
+    assert not list((tmp_path / "cache" / "environments" / "making").iterdir())
+
+
+async def test_without_uv_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluster.cluster.worker.venvs.find_uv", lambda: None)
+    spec = EnvironmentSpec(pip_packages=["moo"])
+    with pytest.raises(BuildFailed, match=r"fluster-cluster\[server\]"):
+        await provision_of(tmp_path).environment(
+            spec, await choose_interpreter(None, None), None, tmp_path, lambda _: None
+        )
+
+
+async def test_a_closed_environment_is_evicted_under_the_cap_once_it_is_released(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    make_needed_wheels(tmp_path / "index")
+    environment = {**os.environ, "UV_OFFLINE": "1", "UV_FIND_LINKS": str(tmp_path / "index")}
+    environment |= {"UV_COMPILE_BYTECODE": "0", "UV_CACHE_DIR": str(tmp_path / "uv")}
+    offered = Provision(StaysHere(), environment, directory=tmp_path / "cache", cap_bytes=1)
+    python, paths = await choose_interpreter(None, None), []
+    for number in range(2):
+        attempt = tmp_path / f"attempt{number}"
+        attempt.mkdir()
+        spec = EnvironmentSpec(pip_packages=["cloudpickle", *["protobuf-py"] * number])
+        venv = await offered.environment(spec, python, None, attempt, lambda _: None)
+        assert venv is not None
+        assert not (venv.path / "lib").stat().st_mode & 0o222
+        paths.append(venv.path)
+        offered.release(attempt.name)
+    assert [path.exists() for path in paths] == [False, True], "the newer one is kept, the older one was not in use"
+
+
+async def test_a_package_of_the_real_index_is_there_after_its_download(tmp_path: Path) -> None:
+    said: list[str] = []
+    spec = EnvironmentSpec(pip_packages=["cowsay==6.1"])
+    try:
+        venv = await provision_of(tmp_path).environment(
+            spec, await choose_interpreter(None, None), None, tmp_path, said.append
+        )
+    except BuildFailed as error:
+        if error.fluster_fault:
+            pytest.skip(f"needs a package index: {error}")
+        raise
+    assert venv is not None
+    process = await asyncio.create_subprocess_exec(
+        str(venv.path / "bin" / "cowsay"), "-t", "moo", stdout=asyncio.subprocess.PIPE
+    )
+    shown, _ = await process.communicate()
+    assert b"| moo |" in shown
+    assert said[0] == "building: resolving 2 packages"
+    assert any(text.startswith("building: fetching") for text in said)
