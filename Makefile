@@ -7,6 +7,11 @@ ARGS ?=
 KILLS ?= 1000
 CUTS ?= 10000
 FAULTS ?= 300
+# How much `make fuzz` sends.
+FRAMES ?= 1000000
+MESSAGES ?= 1000000
+SEQUENCES ?= 100000
+SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +25,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test chaos check lint types imports protos format generate lock clean
+.PHONY: help env demo test chaos fuzz check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -39,6 +44,9 @@ chaos: $(READY)  ## the long form of kills, power cuts and network faults: hours
 	FLUSTER_CHAOS_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/e2e/test_chaos.py $(ARGS)
 	POWER_CUTS=$(CUTS) $(BIN)/python -m pytest tests/cluster/controller/test_store_faults.py $(ARGS)
 	FLUSTER_NETWORK_ROUNDS=$(FAULTS) $(BIN)/python -m pytest -s tests/network $(ARGS)
+
+fuzz: $(READY)  ## random frames, requests and sequences of them: an hour or two (FRAMES=10000 MESSAGES=5000 SEQUENCES=500: seconds)
+	$(BIN)/python -u -m tests.fuzz --frames $(FRAMES) --messages $(MESSAGES) --sequences $(SEQUENCES) --seed $(SEED)
 
 check: lint types imports protos  ## everything but the tests (make -k check goes on after the first that fails)
 	@tools/check-no-registry
