@@ -81,7 +81,7 @@ def provision_of(directory: Path, **environment: str) -> Provision:
 
 
 async def test_an_index_that_does_not_answer_is_a_failed_download(tmp_path: Path) -> None:
-    offered = provision_of(tmp_path, UV_INDEX_URL="http://127.0.0.1:9/simple", UV_HTTP_RETRIES="0")
+    offered = provision_of(tmp_path, UV_INDEX_URL="http://127.0.0.1:9/none", UV_HTTP_RETRIES="0")
     spec = EnvironmentSpec(pip_packages=["moo"])
     with pytest.raises(BuildFailed, match="a download failed") as caught:
         await offered.environment(spec, await choose_interpreter(None, None), None, tmp_path, lambda _: None)
