@@ -108,6 +108,17 @@ def test_a_controller_that_stood_still_for_less_than_a_lease_costs_nothing() -> 
     assert len(sim.truth.running()) == 6
 
 
+def test_a_controller_that_stands_still_is_not_taken_to_have_overlooked_silence() -> None:
+    """It was the rule that was wrong: once it goes on nobody has been silent."""
+    sim = calm(workers=2, lease_s=30.0)
+    job_id = launch(sim, run_s=900.0)
+
+    controller(sim).freeze(200.0)
+    wait(sim, 400.0)  # everything is looked at once a minute
+
+    assert len(lost(sim, job_id)) == 1  # the worker's lease has ended meanwhile
+
+
 def test_a_machine_that_stood_still_beyond_its_lease_has_no_grace_left() -> None:
     sim = calm(workers=1, lease_s=30.0)
     job_id = launch(sim)

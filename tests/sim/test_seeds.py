@@ -17,6 +17,7 @@ HARD = Faults(
     duplicates=0.02,
     slow=0.05,
     cuts=60,
+    blackouts=6,
     controller_kills=20,
     controller_pauses=10,
     commit_kills=0.002,

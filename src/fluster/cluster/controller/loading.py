@@ -52,6 +52,7 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
     if old is not None:
         state.last_seen.update({k: v for k, v in old.last_seen.items() if k in state.workers})
         state.last_words.update({k: v for k, v in old.last_words.items() if k in state.workers})
+        state.hushed = dict(old.hushed)
         state.endpoint_seen.update({k: v for k, v in old.endpoint_seen.items() if k in state.endpoint_seen})
         told = (k for k, v in state.attempts.items() if v.stop_cause is not None and has_process(v))
         state.stopping_since.update({k: old.stopping_since[k] for k in told if k in old.stopping_since})

@@ -92,6 +92,7 @@ class Turns:
         self._ticked_at = 0.0
         self._decide_at = 0.0
         self._undecided = False
+        self._machines_due = True
 
     def next_at(self) -> float:
         """When a turn is due even if nothing happens."""
@@ -166,6 +167,7 @@ class Turns:
         """Looks at time, however busy the inbox is."""
         if now - self._ticked_at >= TICK_S:
             self._ticked_at = now
+            self._machines_due = True
             apply(self.state, TimePassed(), now, changes)
 
     def _decide(self, now: float, changes: Changes) -> Decision | None:
@@ -177,8 +179,11 @@ class Turns:
         decision = schedule(self.state, now)
         for placed in decision.placed:
             apply(self.state, placed, now, changes)
-        for intent in intents(self.state, now):
-            apply(self.state, intent, now, changes)
+        # A dry run over all that waits is nothing for each commit of a flood; machines take seconds to come anyway.
+        if self._machines_due or any(kind is AllocationRow for kind, _ in changes.rows):
+            self._machines_due = False
+            for intent in intents(self.state, now):
+                apply(self.state, intent, now, changes)
         ended = self._clock()
         self._decide_at = ended + (ended - began) * (1 / DECIDING_SHARE - 1)
         return decision
@@ -194,7 +199,7 @@ class Turns:
             _log.critical("a turn failed; the state is loaded anew", exc_info=error)
         self.state = self._load(self.state)
         self.decision = Decision()
-        self._undecided, self._decide_at = True, 0.0
+        self._undecided, self._decide_at, self._machines_due = True, 0.0, True
         self.versions.refresh_all(self.state)
 
     def _tell(self, changes: Changes, decision: Decision | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,7 @@ class Chaos:
         self._often(work.terminations, sim.clients.terminate)
         for rate, fault in (
             (faults.cuts, self._cut),
+            (faults.blackouts, self._darken),
             (faults.controller_kills, self._kill_controller),
             (faults.controller_pauses, self._pause_controller),
             (faults.disk_full, self._fill_disk),
@@ -100,6 +102,18 @@ class Chaos:
                 cut.discard(name)
 
         self._sim.clock.after(self._about(self._sim.config.faults.cut_s), heal)
+
+    def _darken(self) -> None:
+        network = self._sim.network
+        if not network.is_dark:
+            self._sim.story.tell("NetworkDark")
+            network.dark_since, network.dark_until = self._sim.clock.now, math.inf
+            self._sim.clock.after(self._about(self._sim.config.faults.blackout_s), self._lighten)
+
+    def _lighten(self) -> None:
+        if self._sim.network.is_dark:
+            self._sim.story.tell("NetworkLight")
+            self._sim.network.dark_until = self._sim.clock.now
 
     # The controller
 
@@ -172,6 +186,7 @@ class Chaos:
         sim.calm()
         sim.network.cut_up.clear()
         sim.network.cut_down.clear()
+        self._lighten()
         sim.store.full = False
         if sim.controller is not None:
             sim.controller.thaw()

@@ -14,6 +14,8 @@ class Faults:
         slow_s: Mean delay of a slow message.
         cuts: A machine's network is cut: both ways, or one of them.
         cut_s: Mean length of a cut.
+        blackouts: The controller's own network is cut: nobody reaches it, and it reaches nobody.
+        blackout_s: Mean length of one.
         controller_kills, controller_pauses: The process is killed, or stands still.
         commit_kills: Chance that the controller is killed in a commit, before or after it is durable.
         stale_controllers: Chance that a controller that was replaced goes on on a copy of its state.
@@ -34,6 +36,8 @@ class Faults:
     slow_s: float = 2.0
     cuts: float = 20.0
     cut_s: float = 40.0
+    blackouts: float = 1.0
+    blackout_s: float = 60.0
     controller_kills: float = 6.0
     controller_pauses: float = 3.0
     commit_kills: float = 0.0005

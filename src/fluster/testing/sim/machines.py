@@ -159,6 +159,13 @@ class Machine:
         """What its wall clock says."""
         return self.sim.clock.now + self.skew_s
 
+    @property
+    def is_well(self) -> bool:
+        """Whether its daemon runs and nothing is wrong with its network."""
+        network = self.sim.network
+        cut = self.name in network.cut_up or self.name in network.cut_down
+        return self.up and not self.frozen and not cut and self.daemon is not None and not self.daemon.frozen
+
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Lets something happen here in so many seconds: not while it stands still, never after a restart."""
         return self.sim.clock.after(seconds, partial(self._do, self.boot, action))

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from fluster.cluster.controller import sync as real_sync
 from fluster.cluster.controller import turns
-from fluster.cluster.controller.core import attempts, demand, gangs, placing, reconcile, workers
+from fluster.cluster.controller.core import attempts, demand, gangs, placing, reconcile, silence, workers
 from fluster.cluster.controller.core.capacity import Room
 from fluster.cluster.controller.core.events import AllocationWanted, Exit, WorkerSynced
 from fluster.cluster.controller.core.fold import Fold
@@ -52,6 +52,7 @@ _NEVER_BOOTS = replace(CALM, never_boots=0.3)
 _ON_DEMAND = Config(seconds=600.0, workers=8, only_on_demand=True, lease_s=30.0, faults=CALM, work=Work(jobs=60))
 _BUSY = Work(jobs=600, run_s=60)
 _STEADY = Work(jobs=300, bursts=0, run_s=60)
+_LASTING = Work(jobs=300, bursts=0, run_s=200, terminations=0)
 _FAILING = Work(jobs=600, run_s=10, failures=0.5)
 
 
@@ -386,7 +387,7 @@ MUTANTS: dict[str, Mutant] = {
     "lease-from-the-answer": Mutant(
         "a lease is counted from its answer",
         _lease_from_the_answer,
-        _hurting(replace(_CUTS, cuts=400), _BUSY, lease_s=60.0),
+        _hurting(replace(_CUTS, cuts=300), _LASTING, lease_s=60.0, seconds=400),
     ),
     "lease-never-ends": Mutant("a worker goes on without a lease", _lease_never_ends, _hurting(_CUTS, _BUSY)),
     "lease-not-granted-anew": Mutant(
@@ -397,6 +398,11 @@ MUTANTS: dict[str, Mutant] = {
     "no-grace": Mutant("attempts are given away while they are being stopped", _no_grace, _hurting(_CUTS, _BUSY)),
     "silence-proves-nothing": Mutant(
         "a dead worker is never given up", _silence_proves_nothing, _hurting(replace(CALM, machine_deaths=120))
+    ),
+    "all-silence-proves-death": Mutant(
+        "machines are given back when the controller hears none of them",
+        lambda: [(silence, "listen", lambda _: None)],
+        _hurting(replace(CALM, blackouts=30, blackout_s=90), _STEADY, lease_s=300.0),
     ),
     "answer-before-commit": Mutant(
         "what is answered may be lost",

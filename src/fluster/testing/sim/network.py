@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -66,6 +67,7 @@ class Network:
         faults: May be exchanged at any time.
         cut_up: Machines whose requests are lost.
         cut_down: Machines that answers do not reach.
+        dark_since, dark_until: The last time that nobody reached anybody; `dark_until` is infinite while it lasts.
         lost: Messages.
     """
 
@@ -74,9 +76,15 @@ class Network:
         self.faults = faults
         self.cut_up: set[str] = set()
         self.cut_down: set[str] = set()
+        self.dark_since = self.dark_until = -math.inf
         self.lost = 0
         self.sent = 0
         self._chance = chance
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether nobody reaches anybody now."""
+        return self.dark_until == math.inf
 
     def call(self, host: str, serve: Callable[[Call], None], done: Done, deadline: float) -> None:
         """Sends a request; `serve` is called where it arrives, `done` where the answer does."""
@@ -117,7 +125,7 @@ class Network:
             call.give_up_in_time()
 
     def _is_lost(self, host: str, cut: set[str]) -> bool:
-        lost = host in cut or self._chance.random() < self.faults.loss
+        lost = host in cut or self.is_dark or self._chance.random() < self.faults.loss
         self.lost += lost
         return lost
 

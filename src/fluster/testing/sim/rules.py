@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fluster.cluster.controller.core import silence
 from fluster.cluster.controller.core.capacity import Use
 from fluster.cluster.controller.core.rows import (
     ENDED_STATES,
@@ -59,7 +60,11 @@ _NEVER_RAN = ("JobStopRequested",)
 
 
 _LATE_S = 60.0
-"""A controller that stands still, or has no room to commit, looks at the time later."""
+"""A controller that stood still, or has no room to commit, looks at the time later."""
+
+
+_BACK_S = 30.0
+"""So soon after a blackout nobody has to have been heard yet: requests on broken connections run out first."""
 
 
 class Rules:
@@ -190,6 +195,10 @@ class Rules:
         if held and before is not row.status and any(f"{name}: idle" in line.message for line in told):
             raise InvariantBroken("machines with work are not idle", f"{name} has {[*held]}", worker=name)
         self._offers_hold(row)
+        if row.status is AllocationStatus.RELEASING and any(
+            line.message.startswith(f"{name}: silent") for line in told
+        ):
+            self._is_no_blackout(row)
 
     def _offers_hold(self, row: AllocationRow) -> None:
         there = self._offered[row.backend]
@@ -200,6 +209,23 @@ class Rules:
         for offer in self._sim.settings.offers:
             if offer.backend == row.backend and len(there) > offer.at_most:
                 raise InvariantBroken("no more machines than an offer has", f"{[*there]}", worker=row.allocation_id)
+
+    def _is_no_blackout(self, row: AllocationRow) -> None:
+        """Nobody is given back for silence that is the controller's own."""
+        network, now, name = self._sim.network, self._sim.clock.now, str(row.allocation_id)
+        dark = now - network.dark_since >= self._sim.settings.silent_release_s and now < network.dark_until + _BACK_S
+        machine = self._sim.machines.get(name)
+        if not dark or machine is None or not machine.is_well or self._heard_of(row.backend) <= silence.FEW:
+            return
+        worker = self._store.kept.get((WorkerRow, name))
+        if isinstance(worker, WorkerRow) and worker.status is WorkerStatus.READY:
+            raise InvariantBroken("silence of all proves nothing", f"{name} is given back", worker=name)
+
+    def _heard_of(self, backend: str) -> int:
+        """Machines of a backend whose workers have been heard once."""
+        rows = (row for row in self._store.kept.values() if isinstance(row, AllocationRow) and row.backend == backend)
+        ready = {row.allocation_id for row in rows if row.status is AllocationStatus.READY}
+        return sum(1 for name in ready if (WorkerRow, name) in self._store.kept)
 
     # Together
 
@@ -305,7 +331,8 @@ class Rules:
     def all(self, state: State) -> None:
         """What memory holds is what the rows say."""
         limit_s = lease_end(state.settings, 0.0) + _LATE_S
-        for worker in state.workers.values():
+        frozen = self._sim.controller is not None and self._sim.controller.frozen
+        for worker in () if frozen else state.workers.values():
             silent_s = self._sim.clock.now - state.last_seen[worker.worker_id]
             if worker.status is WorkerStatus.READY and silent_s > limit_s:
                 text = f"silent for {silent_s:.0f} s"

@@ -296,7 +296,7 @@ class Simulation:
 
     def reachable(self, host: str) -> bool:
         """Whether whoever asks again and again would get through now."""
-        cut = host in self.network.cut_up or host in self.network.cut_down
+        cut = host in self.network.cut_up or host in self.network.cut_down or self.network.is_dark
         return not cut and self.controller is not None and not self.controller.frozen
 
     def register(self, request: RegisterRequest, done: Callable[[object], None], deadline: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 from fluster.cluster.controller.core.capacity import Room, Use, fits, room, slice_of, times
@@ -47,16 +48,16 @@ class Demand:
 
 def demand(state: State, now: float) -> Demand:
     """What to ask for now. Reads the state, alters nothing."""
-    found = Demand()
-    if not state.settings.offers:
-        return found
+    found, offers = Demand(), state.settings.offers
+    gangs = waiting_gangs(state) if offers else []
+    if not gangs and not any(offer.at_least for offer in offers):
+        return found  # as in most turns
     run = _DryRun(state, now)
     for offer in state.settings.offers:
         if run.is_open(offer):
             for _ in range(offer.at_least - run.used[offer]):
                 run.add(offer)
                 found.asked.append(offer)
-    gangs = waiting_gangs(state)
     shares = Shares(state, {job.user for job, _, _ in gangs}, _whole(state))
     for job, tasks, not_before in shares.in_turn(gangs, state.hold):
         if not shares.exceeds(job, len(tasks)):  # no machine helps who has all that the quota allows
@@ -72,10 +73,15 @@ def _whole(state: State) -> Use:
     return whole
 
 
-def missing_hosts(state: State, row: AllocationRow) -> int:
+def joined(state: State) -> Counter[AllocationId]:
+    """How many workers each allocation has."""
+    return Counter(worker.allocation_id for worker in state.workers.values())
+
+
+def missing_hosts(state: State, row: AllocationRow, joined: Counter[AllocationId]) -> int:
     """Hosts of an allocation whose workers have not joined yet."""
     offer = state.offer_of(row)
-    return max(0, (offer.hosts if offer is not None else 1) - len(state.workers_of(row.allocation_id)))
+    return max(0, (offer.hosts if offer is not None else 1) - joined[row.allocation_id])
 
 
 class _DryRun:
@@ -88,19 +94,21 @@ class _DryRun:
     def __init__(self, state: State, now: float) -> None:
         self._state = state
         self._now = now
-        self.used: Counter[Offer] = Counter()
-        self._hosts = [
-            _Host(worker.allocation_id, slice_of(worker), state.room(worker)) for worker in state.ready_workers()
-        ]
+        offers = (state.offer_of(row) for row in state.allocations.values())
+        self.used = Counter(offer for offer in offers if offer is not None)
         self._first: dict[Resources, int] = {}
         self._in_vain: set[tuple[Resources, int, int]] = set()
+
+    @cached_property
+    def _hosts(self) -> list[_Host]:
+        """Those there are, then those that are on their way; looked at once a gang needs room."""
+        state, there = self._state, joined(self._state)
+        hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker)) for worker in state.ready_workers()]
         for row in state.allocations.values():
-            offer = state.offer_of(row)
-            if offer is not None:
-                self.used[offer] += 1
             if row.status in COMING:
-                for _ in range(missing_hosts(state, row)):
-                    self._hosts.append(_Host(row.allocation_id, row.allocation_id, room(row.resources)))
+                for _ in range(missing_hosts(state, row, there)):
+                    hosts.append(_Host(row.allocation_id, row.allocation_id, room(row.resources)))
+        return hosts
 
     def is_open(self, offer: Offer) -> bool:
         """Whether its backend may be asked now."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
-from fluster.cluster.controller.core.demand import COMING, demand, missing_hosts
+from fluster.cluster.controller.core.demand import COMING, demand, joined, missing_hosts
 from fluster.cluster.controller.core.events import AllocationUnwanted, AllocationWanted
-from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, Resources, WorkerRow
+from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, Resources
+from fluster.cluster.controller.core.silence import proven
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
-from fluster.cluster.states import WorkerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +51,23 @@ def intents(state: State, now: float) -> list[Intent]:
 
 
 def _silent(state: State, now: float) -> list[AllocationUnwanted]:
-    limit = state.settings.silent_release_s
-    found: list[AllocationUnwanted] = []
-    if now - min(state.last_seen.values(), default=now) <= limit:
-        return found  # as in almost every turn
-    by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
-    for worker in state.workers.values():
-        by_allocation[worker.allocation_id].append(worker)
-    for row in state.allocations.values():
-        if row.status is not AllocationStatus.READY:
-            continue
-        workers = by_allocation[row.allocation_id]
-        silent = [w for w in workers if now - state.last_seen.get(w.worker_id, now) > limit]
-        if workers and (len(silent) == len(workers) or any(w.status is WorkerStatus.LOST for w in silent)):
-            found.append(AllocationUnwanted(row.allocation_id, f"silent for more than {limit:g} s"))
-    return found
+    why = f"silent for more than {state.settings.silent_release_s:g} s"
+    return [AllocationUnwanted(row.allocation_id, why) for row in proven(state, now)]
 
 
 def _came_to_nothing(state: State, now: float) -> list[AllocationUnwanted]:
     """Machines that never started, and those whose workers never joined: others are tried in their place."""
     found: list[AllocationUnwanted] = []
-    settings = state.settings
+    settings, there = state.settings, joined(state)
     for row in state.allocations.values():
         waited_s = now - state.allocated_since.get(row.allocation_id, now)
         if row.status is AllocationStatus.REQUESTED and waited_s > settings.start_timeout_s:
             why = f"it did not start within {settings.start_timeout_s:g} s" + (f": {row.error}" if row.error else "")
-        elif row.status is AllocationStatus.READY and waited_s > settings.join_timeout_s and missing_hosts(state, row):
+        elif (
+            row.status is AllocationStatus.READY
+            and waited_s > settings.join_timeout_s
+            and missing_hosts(state, row, there)
+        ):
             why = f"it started, but its worker did not join within {settings.join_timeout_s:g} s"
         else:
             continue
@@ -89,11 +79,13 @@ def _idle(state: State, now: float, wanted: set[AllocationId]) -> list[Allocatio
     """Machines of offers that nobody needs any more, beyond what each offer keeps."""
     settings = state.settings
     found: list[AllocationUnwanted] = []
-    for offer in settings.offers:
-        there = [row for row in state.allocations.values() if offer.made(row) and row.status in COMING]
+    idle = {
+        row.allocation_id for row in state.allocations.values() if _idle_s(state, row, now) >= settings.idle_release_s
+    }
+    for offer in settings.offers if idle else ():
+        there = [row.allocation_id for row in state.allocations.values() if offer.made(row) and row.status in COMING]
         spare = len(there) - offer.at_least
-        idle = [row.allocation_id for row in there if _idle_s(state, row, now) >= settings.idle_release_s]
-        for allocation_id in [each for each in idle if each not in wanted][: max(0, spare)]:
+        for allocation_id in [each for each in there if each in idle and each not in wanted][: max(0, spare)]:
             found.append(AllocationUnwanted(allocation_id, f"idle for {settings.idle_release_s:g} s"))
     return found
 

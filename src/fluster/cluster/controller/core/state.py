@@ -39,7 +39,8 @@ class Settings:
     Attributes:
         stop_grace_s: SIGTERM to SIGKILL.
         lease_margin_s: Beyond lease and grace, for what clocks and kernels take.
-        silent_release_s: An allocation that is silent so long is released, which proves its death.
+        silent_release_s: An allocation that is silent so long is released, which proves its death; not while most of
+            its backend's are (`silence`).
         start_timeout_s: A machine that has not started within it is given up, and another one tried.
         join_timeout_s: Likewise for one that has started and whose workers have not joined.
         idle_release_s: A machine of an offer on which nothing ran for so long, and which nobody waits for, is given
@@ -101,6 +102,7 @@ class State:
         joined: Workers that ever joined by each token there is.
         last_seen: When each worker last asked; its lease counts from then.
         last_words: When the incarnation before was last heard of, until the new one tells what it holds.
+        hushed: When most allocations of a backend were last silent at once.
         endpoint_seen: When each leased endpoint was last renewed.
         stopping_since: When each attempt that is to stop was told so; not known of those from before a restart.
         allocated_since: When each allocation came into its status; since the start at most.
@@ -135,6 +137,7 @@ class State:
     )
     last_seen: dict[WorkerId, float] = field(default_factory=dict)
     last_words: dict[WorkerId, float] = field(default_factory=dict)
+    hushed: dict[str, float] = field(default_factory=dict)
     endpoint_seen: dict[EndpointId, float] = field(default_factory=dict)
     stopping_since: dict[AttemptUid, float] = field(default_factory=dict)
     allocated_since: dict[AllocationId, float] = field(default_factory=dict)

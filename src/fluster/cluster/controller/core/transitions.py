@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from fluster.cluster.controller.core import allocations, attempts, endpoints, jobs, tokens, workers
+from fluster.cluster.controller.core import allocations, attempts, endpoints, jobs, silence, tokens, workers
 from fluster.cluster.controller.core.events import (
     AllocationObserved,
     AllocationRefused,
@@ -77,6 +77,7 @@ def apply(state: State, event: Event, now: float, changes: Changes | None = None
         case MachinesForgotten():
             workers.forget(fold)
         case TimePassed():
+            silence.listen(fold)
             workers.expire(fold)
             allocations.note_idle(fold)
             endpoints.expire(fold)

@@ -137,6 +137,7 @@ def stood_still(state: State, seconds: float, now: float) -> None:
     """
     _move_on(state.last_seen, seconds, now)
     _move_on(state.last_words, seconds, now)
+    _move_on(state.hushed, seconds, now)
     _move_on(state.endpoint_seen, seconds, now)
     _move_on(state.stopping_since, seconds, now)
     _move_on(state.allocated_since, seconds, now)

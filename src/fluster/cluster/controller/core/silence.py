@@ -1,0 +1,72 @@
+"""Which silence says that machines are dead: not that of most of them at once, whose fault is nearer by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from fluster.cluster.controller.core.fold import Fold
+from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, WorkerRow
+from fluster.cluster.controller.core.state import State
+from fluster.cluster.ids import AllocationId
+from fluster.cluster.states import WorkerStatus
+
+FEW = 2
+"""Allocations of one backend that may well die at the same time."""
+MOST = 0.5
+"""A larger share of a backend's allocations that is silent at once, and more than `FEW`, is taken for a fault of the
+network or of the controller's own machine: giving all of them back would end work that goes on meanwhile."""
+_SHARE_OF_LIMIT = 0.5
+"""Silent for so much of what a release takes is silent enough to be counted: who is heard is heard every 20 s."""
+
+
+def listen(fold: Fold) -> None:
+    """Notes of which backends most allocations are silent at once; to be called whenever time is looked at."""
+    state, now = fold.state, fold.now
+    limit = state.settings.silent_release_s
+    state.hushed = {backend: at for backend, at in state.hushed.items() if now - at <= limit}
+    if _all_heard(state, now, _SHARE_OF_LIMIT * limit):
+        return
+    silent: defaultdict[str, list[bool]] = defaultdict(list)
+    for row, workers in _ready(state):
+        silent[row.backend].append(len(_silent(state, workers, now, _SHARE_OF_LIMIT * limit)) == len(workers))
+    for backend, each in silent.items():
+        if sum(each) > max(FEW, MOST * len(each)):
+            if backend not in state.hushed:
+                text = f"{sum(each)} of {len(each)} of {backend} are silent at once: none is given back for that"
+                fold.journal("AllocationsSilent", message=text)
+            state.hushed[backend] = now
+
+
+def proven(state: State, now: float) -> Iterator[AllocationRow]:
+    """Allocations that are silent for so long that they are given back, which proves their death.
+
+    One whose lease has run out has nothing to lose any more, however many are silent with it.
+    """
+    limit = state.settings.silent_release_s
+    if _all_heard(state, now, limit):
+        return  # as in almost every turn
+    for row, workers in _ready(state):
+        silent = _silent(state, workers, now, limit)
+        spared = now - state.hushed.get(row.backend, -limit) <= limit
+        lost = any(worker.status is WorkerStatus.LOST for worker in silent)
+        if lost or (len(silent) == len(workers) and not spared):
+            yield row
+
+
+def _all_heard(state: State, now: float, limit: float) -> bool:
+    return now - min(state.last_seen.values(), default=now) <= limit
+
+
+def _silent(state: State, workers: list[WorkerRow], now: float, limit: float) -> list[WorkerRow]:
+    return [worker for worker in workers if now - state.last_seen.get(worker.worker_id, now) > limit]
+
+
+def _ready(state: State) -> Iterator[tuple[AllocationRow, list[WorkerRow]]]:
+    """Allocations whose workers have been heard once, with these."""
+    by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
+    for worker in state.workers.values():
+        by_allocation[worker.allocation_id].append(worker)
+    for row in state.allocations.values():
+        if row.status is AllocationStatus.READY and (workers := by_allocation.get(row.allocation_id)):
+            yield row, workers
