@@ -28,6 +28,7 @@ _WITH_BUFFERS = (
     + _BODY
     + bytes(40)
 )
+_NAMES = ("", "worker", "add", "looks_like_a_method", "_hidden", "__class__", "no\0name", "x" * 300)
 _HTTP = (
     b"POST /fluster.actor.v1.ActorService/Call HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     b'content-length: 45\r\n\r\n{"actor": "worker", "method": "add", "json": 1}'
@@ -110,6 +111,8 @@ def _frame(rng: random.Random) -> bytes:
         case _:
             body = rng.randbytes(rng.choice((0, 1, 8, 30, 300)))
             kind, flags = rng.randint(1, LAST_KIND), rng.choice((0, 0, 2, 4, 6))
+            if kind == Kind.CALL and rng.random() < 0.95:  # without a target it would be the connection's last
+                body = target_of(rng.choice(_NAMES), rng.choice(_NAMES), rng.choice(_NAMES)) + body
             numbers = (
                 rng.choice((0, 1, 7, 2**32, 2**64 - 1)),
                 rng.choice((0, 1, 5, 2**32 - 1)),

@@ -26,7 +26,7 @@ LONGEST_WAIT_MS = 20
 _SERVICE = "/fluster.cluster.v1.ControllerService/"
 _OURS = ("internal", "unknown", "data_loss")
 """Codes that say that something of ours went wrong."""
-_NEVER_SAID = (b"Traceback", b'File "', b"apsw", b"sqlite", b"fla_", b"flw_")
+_NEVER_SAID = (b"Traceback", b'File "', b"apsw", b"sqlite", b"fla_", b"flu_", b"flw_")
 _REMEMBERED = 20
 _MACHINE = WorkerResources(cpu=4, memory_bytes=1 << 33, disk_bytes=1 << 40, max_jobs=100)
 _NESTED = ("x" * 20, "[" * 1000, '{"spec":' * 200)
@@ -103,6 +103,7 @@ class Caller:
         self._known: defaultdict[str, list[str]] = defaultdict(list)
         self._worker = f"w-{seed}"
         self._secret = new_secret()
+        self._user_token = ""
         self._epoch = 0
         self._obeyed = ""
         self._seq = 0
@@ -122,7 +123,7 @@ class Caller:
             body = rng.choice(_NESTED).encode()
         if rng.random() < 0.4:
             body = messages.mutated(body, rng)
-        others = (self._worker_token, "", "fla_" + "0" * 64, "x" * 600)
+        others = (self._worker_token, self._user(), "", "fla_" + "0" * 64, "x" * 600)
         token = self._to.token if rng.random() < 0.8 else rng.choice(others)
         self._ask(rpc, body, token, as_json=as_json)
 
@@ -140,10 +141,19 @@ class Caller:
     def _worker_token(self) -> str:
         return worker_token(self._worker, self._secret)  # type: ignore[arg-type]
 
+    def _user(self) -> str:
+        """The token of a user of this caller's own."""
+        if not self._user_token:
+            wanted = pb.CreateTokenRequest(request_id=new_secret(), kind=pb.TokenKind.USER, user=f"u-{self._worker}")
+            if (made := self._ask("CreateToken", wanted.to_binary())) is not None:
+                self._user_token = pb.CreateTokenResponse.from_binary(made).token
+        return self._user_token
+
     def _random_step(self) -> list[str]:
         rpc = self._rng.choice([each for each in ALLOWED if each not in ("LaunchJobs", "RegisterWorker")])
         fields = messages.random_message(getattr(pb, f"{rpc}Request").desc(), self._rng, self._known)
-        token = self._worker_token if rpc in ("SyncWorker", "PushLogs") else self._to.token
+        of_a_worker = rpc in ("SyncWorker", "PushLogs")
+        token = self._worker_token if of_a_worker else self._rng.choice((self._to.token, self._user()))
         self._ask(rpc, messages.to_binary(fields), token)
         return []
 
