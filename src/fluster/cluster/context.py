@@ -27,6 +27,8 @@ TOKEN = "FLUSTER_TOKEN"
 TOKEN_FILE = "FLUSTER_TOKEN_FILE"
 CA_FILE = "FLUSTER_CA_FILE"
 SERVER_PYTHON = "FLUSTER_SERVER_PYTHON"
+SECRET_DEFAULTS = ("HF_TOKEN", "WANDB_API_KEY")
+"""Variables of the field that are passed on when set, and travel as secrets."""
 
 _TASK_VARIABLES = (
     *(CLUSTER_ADDRESS, NAMESPACE, JOB_NAME, TASK_INDEX, NUM_TASKS, ATTEMPT, ATTEMPT_UID),
@@ -194,7 +196,7 @@ def read_token_file(path: str | os.PathLike[str]) -> str:
 def field_defaults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables that jobs of this field usually want from their submitter's surroundings."""
     environ = os.environ if environ is None else environ
-    passed_on = {name: environ[name] for name in ("HF_TOKEN", "WANDB_API_KEY") if environ.get(name)}
+    passed_on = {name: environ[name] for name in SECRET_DEFAULTS if environ.get(name)}
     # Tokenizers warn, or deadlock, when used on both sides of a fork: data loaders fork.
     return {"TOKENIZERS_PARALLELISM": "false", **passed_on}
 

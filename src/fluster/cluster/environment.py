@@ -28,7 +28,7 @@ class EnvironmentConfig:
         pip_packages: Requirements installed for it.
         extras: Extras of the workspace's project.
         env_vars: Variables set for it; `FLUSTER_*` is Fluster's own.
-        secrets: Variables whose values are never shown or logged.
+        secrets: Variables that only the task's process can read: they are stored encrypted, and hidden in its logs.
         python: A version ("3.12") or the path of an interpreter; `None` for the cluster's choice.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from protobuf import Oneof
 
+from fluster.cluster.context import SECRET_DEFAULTS
 from fluster.cluster.ids import EndpointId, JobId, Namespace, WorkerId
 from fluster.cluster.observed import Endpoint, Event, Explanation, JobInfo, LogLine, TaskStatus, WorkerInfo
 from fluster.cluster.resources import GpuConfig, ResourceConfig, TpuConfig, WorkerResources
@@ -103,7 +104,11 @@ def _environment(
     environment: EnvironmentConfig, surroundings: Surroundings | None, workspace: Workspace | None
 ) -> types_pb.EnvironmentSpec:
     spec = types_pb.EnvironmentSpec(
-        env_vars={**environment.env_vars, **environment.secrets},
+        env_vars={name: value for name, value in environment.env_vars.items() if name not in SECRET_DEFAULTS},
+        secrets={
+            **{name: value for name, value in environment.env_vars.items() if name in SECRET_DEFAULTS},
+            **environment.secrets,
+        },
         pip_packages=list(environment.pip_packages),
         extras=list(environment.extras),
         submitter_python=f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -72,7 +72,8 @@ def test_everything_a_request_says_is_sent() -> None:
     assert resources.device == Oneof("gpu", types_pb.GpuDevice(variant="H100", count=2))
     assert not resources.has_field("preemptible")
     assert environment is not None
-    assert (dict(environment.env_vars), environment.python) == ({"A": "1", "B": "2"}, "3.12")
+    assert (dict(environment.env_vars), dict(environment.secrets)) == ({"A": "1"}, {"B": "2"})
+    assert environment.python == "3.12"
     assert (list(environment.pip_packages), list(environment.extras)) == (["numpy"], ["gpu"])
     assert not environment.has_field("working_directory")
     assert retry == types_pb.RetrySpec(max_failures=2, max_preemptions=5, backoff_s=0.5, max_backoff_s=9.0)

@@ -89,6 +89,21 @@ BAD_SPECS: list[tuple[str, types_pb.JobSpec, str]] = [
     ("empty variable", job_spec(environment=env(**{"": "1"})), "without '=' and NUL"),
     ("reserved variable", job_spec(environment=env(FLUSTER_TOKEN="1")), "outside FLUSTER_*"),
     ("10,000 variables", job_spec(environment=env(**MANY)), "at most 4096 variables, got 10000"),
+    (
+        "reserved secret",
+        job_spec(environment=types_pb.EnvironmentSpec(secrets={"FLUSTER_X": "1"})),
+        "outside FLUSTER_*",
+    ),
+    (
+        "variables and secrets over 128 KB",
+        job_spec(environment=types_pb.EnvironmentSpec(env_vars={"A": "x" * 70_000}, secrets={"B": "x" * 70_000})),
+        "env_vars and secrets must be at most 128000 bytes",
+    ),
+    (
+        "secrets that say they are sealed",
+        job_spec(environment=types_pb.EnvironmentSpec(sealed_secrets=b"x")),
+        "sealed_secrets must be empty",
+    ),
     ("over 128 KB of variables", job_spec(environment=env(A="x" * 70_000, B="x" * 70_000)), "at most 128000 bytes"),
     (
         "directory",

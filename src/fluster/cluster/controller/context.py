@@ -18,6 +18,7 @@ from fluster.cluster.controller.opencalls import OpenCalls
 from fluster.cluster.controller.refusals import Refusals
 from fluster.cluster.controller.store import Store
 from fluster.cluster.ids import JobId, Namespace
+from fluster.cluster.sealing import Sealer
 from fluster.cluster.tokens import TokenKind
 from fluster.cluster.validation import check_id, check_name
 from fluster.errors import JobNotFound, NotPermitted
@@ -34,7 +35,7 @@ class Controller:
 
     Attributes:
         namespace: The default one.
-        page_key: Signs where listings go on.
+        page_key: Signs where listings go on, and seals secrets.
         on_loopback: It is reached from its own machine alone, and so are its jobs.
         tls: What its connections are encrypted with; `None`: they are not.
     """
@@ -51,6 +52,11 @@ class Controller:
     on_loopback: bool = True
     tls: ServerTls | None = None
     building: Building = field(default_factory=Building)
+
+    @property
+    def sealer(self) -> Sealer:
+        """Of what is stored encrypted."""
+        return Sealer(self.page_key)
 
     @property
     def pin(self) -> str | None:

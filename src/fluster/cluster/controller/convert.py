@@ -177,6 +177,10 @@ def _check_environment(environment: types_pb.EnvironmentSpec | None) -> None:
     if environment is None:
         return
     check_env_vars(environment.env_vars)
+    check_env_vars(environment.secrets, "secrets")
+    check_env_vars({**environment.env_vars, **environment.secrets}, "env_vars and secrets")
+    if environment.sealed_secrets:
+        raise ValueError("sealed_secrets must be empty: secrets are sealed where they are stored")
     check_pip_packages(list(environment.pip_packages))
     check_extras(list(environment.extras))
     if environment.has_field("python"):

@@ -107,7 +107,15 @@ class Jobs:
         for blob in convert.blobs_of(spec):
             if not self._c.blobs.renew(blob):
                 raise FailedPrecondition(f"blob {blob} is not here; send it with PutBlob first")
+        self._seal(spec)
         return NewJob(row, spec.to_binary())
+
+    def _seal(self, spec: types_pb.JobSpec) -> None:
+        """From here on the secrets are readable for nobody but the worker that needs them."""
+        environment = spec.environment
+        if environment is not None and environment.secrets:
+            environment.sealed_secrets = self._c.sealer.seal(environment.secrets)
+            environment.secrets = {}
 
     def _inherit(self, parent: JobRow, spec: types_pb.JobSpec) -> None:
         """A child that asks for nothing of its own finds what its parent found, but for variables."""

@@ -217,7 +217,7 @@ class Workers:
             namespace=job.namespace,
             entrypoint=spec.entrypoint,
             resources=spec.resources,
-            environment=spec.environment,
+            environment=self._opened(spec.environment),
             ports=list(job.ports),
             token=self._c.auth.attempt_token(attempt.uid),
             local_rank=world.local_rank,
@@ -231,6 +231,19 @@ class Workers:
         if job.timeout_s is not None:
             message.timeout_s = job.timeout_s
         return message, size
+
+    def _opened(self, environment: types_pb.EnvironmentSpec | None) -> types_pb.EnvironmentSpec | None:
+        """As the worker needs it. Secrets that cannot be opened are sent as they are: no build can use them."""
+        if environment is None or not environment.sealed_secrets:
+            return environment
+        opened = types_pb.EnvironmentSpec.from_binary(environment.to_binary())
+        try:
+            opened.secrets = self._c.sealer.open(environment.sealed_secrets)
+        except (ValueError, FailedPrecondition) as error:
+            _log.error("%s", error)
+            return opened
+        opened.sealed_secrets = b""
+        return opened
 
     def _spec(self, job_id: JobId) -> tuple[types_pb.JobSpec, int]:
         found = self._specs.pop(job_id, None)

@@ -59,6 +59,7 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
     """
     environment = spec.environment or EnvironmentSpec()
     _refuse_unsupported(environment)
+    secrets = _secrets(folder, environment)
     command = _command(spec)
     python = await _interpreter(environment, site, is_callable=command is None)
     workspace = await _unpack_workspace(folder, environment, site, say)
@@ -79,6 +80,7 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         master_port=spec.master_port or notes.master_port,
         gpus=notes.gpus,
         venv=venv.path if venv is not None else None,
+        secrets=secrets,
     )
     import_path = _import_path(environment, workspace)
     if command is not None:
@@ -98,6 +100,15 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         limits=limits_of(spec),
     )
     return start, notes
+
+
+def _secrets(folder: Folder, environment: EnvironmentSpec) -> dict[str, str]:
+    if environment.sealed_secrets:
+        raise BuildFailed("the job's secrets cannot be opened: the controller's key was replaced; launch it again")
+    try:
+        return folder.read_secrets()
+    except ValueError as error:
+        raise BuildFailed(str(error)) from error
 
 
 def limits_of(spec: AttemptSpec) -> Limits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fluster.cluster.attempt.files import ENTRYPOINT, RESULT, STDERR, STDOUT, write_atomically
+from fluster.cluster.sealing import Sealer
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.messages import callable_entrypoint
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
@@ -20,6 +22,7 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import ExitReport, Payload
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SPEC, _NOTES, _REPORT, _TOKEN = "spec", "notes.", "report", "token"
+_SECRETS, _SECRETS_KEY = "secrets", "secrets.key"
 _WORK, _TMP, _AUTHORITY = "work", "tmp", "ca.pem"
 
 
@@ -126,6 +129,8 @@ class Folder:
             _write(self.entrypoint, content)
         if spec.token:
             _write(self.token, spec.token.encode())
+        if spec.environment is not None and spec.environment.secrets:
+            _write(self.path / _SECRETS, self._sealer().seal(spec.environment.secrets))
         _write(self.path / _SPEC, lean(spec).to_binary())
         # Last: a directory without notes was never accepted.
         self.write_notes(notes)
@@ -154,6 +159,27 @@ class Folder:
         except (OSError, ValueError):
             return None
 
+    def read_secrets(self) -> dict[str, str]:
+        """The variables that are for the attempt's process alone.
+
+        Raises:
+            ValueError: They cannot be opened.
+        """
+        try:
+            sealed = (self.path / _SECRETS).read_bytes()
+        except OSError:
+            return {}
+        return self._sealer().open(sealed)
+
+    def _sealer(self) -> Sealer:
+        """Of this worker: its key lies in its own directory, for no attempt to read by accident."""
+        path = self.path.parent.parent / _SECRETS_KEY
+        try:
+            return Sealer(path.read_bytes())
+        except FileNotFoundError:
+            write_atomically(path, secrets.token_bytes(32), durable=True)
+            return Sealer(path.read_bytes())
+
     def write_report(self, report: ExitReport) -> None:
         """Notes the end: a later daemon reports it again instead of looking at the attempt."""
         write_atomically(self.path / _REPORT, report.to_binary())
@@ -167,9 +193,11 @@ class Folder:
 
 
 def lean(spec: AttemptSpec) -> AttemptSpec:
-    """The specification without token and pickled callable, which are files of their own."""
+    """The specification without token, secrets and pickled callable, which are files of their own."""
     kept = AttemptSpec.from_binary(spec.to_binary())
     kept.token = ""
+    if kept.environment is not None:
+        kept.environment.secrets = {}
     kind = kept.entrypoint.kind if kept.entrypoint else None
     if kind is not None and kind.field == "callable" and _pickled(spec) is not None:
         kept.entrypoint = callable_entrypoint(Payload(sha256=kind.value.sha256))

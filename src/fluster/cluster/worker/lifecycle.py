@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 from fluster.cluster.worker import disk
@@ -22,6 +23,8 @@ from fluster.cluster.worker.results import add_result, fail
 from fluster.cluster.worker.runtime import AttemptStart, ExitRecord, Gone, LogFiles, Running
 from fluster.cluster.worker.text import said_last
 from fluster.cluster.worker.turns import Turns
+from fluster.cluster.worker.veil import Veil
+from fluster.errors import FlusterError
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause, ExitReport
 
@@ -92,6 +95,14 @@ class Attempt:
     def over(self) -> bool:
         """Whether nothing of it runs and nothing will."""
         return self._over.is_set()
+
+    @cached_property
+    def veil(self) -> Veil:
+        """Hides its secrets in what is shown of it."""
+        try:
+            return Veil(self.folder.read_secrets().values())
+        except (ValueError, FlusterError):  # then its process does not get them either
+            return Veil(())
 
     async def run(self) -> None:
         """Its whole life, up to the report of its end."""
@@ -231,7 +242,9 @@ class Attempt:
         damage = ""
         try:
             outcome = read_outcome(self.folder.result)
-        except BadOutcome as error:
+            if outcome is not None and outcome.thrown is not None:
+                self.veil.rewrite(self.folder.result)
+        except (BadOutcome, OSError) as error:
             outcome, damage = None, str(error)
         report = report_end(
             record,
@@ -244,13 +257,14 @@ class Attempt:
         )
         if damage and report.cause is Cause.UNSPECIFIED:
             fail(report, damage)
+        report.error_message = self.veil.text(report.error_message)
         await add_result(report, self.folder, outcome, self._site.delivery)
         if disk.is_full(self.folder.path):
             blame_full_disk(report)
         return report
 
     def _follow_logs(self, *, adopted: bool) -> None:
-        files = LogFiles(self.folder.stdout, self.folder.stderr)
+        files = LogFiles(self.folder.stdout, self.folder.stderr, self.veil)
         self._site.delivery.follow_logs(self.uid, files, adopted=adopted)
 
     def _note(self, **changes: Any) -> None:

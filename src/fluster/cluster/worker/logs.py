@@ -14,6 +14,7 @@ from fluster.cluster.worker import logfile
 from fluster.cluster.worker.decide import pause_s
 from fluster.cluster.worker.delivery import LOG_CAP_BYTES
 from fluster.cluster.worker.runtime import LogFiles
+from fluster.cluster.worker.veil import Veil
 from fluster.errors import FlusterError, NotPermitted, RemoteFault, ResourceExhausted, Unreachable
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import LogChunk, PushLogsRequest, PushLogsResponse
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import LogStream
@@ -30,6 +31,8 @@ _CUT_BYTES = 1 << 20
 _REFUSALS = 5
 _AWAY = (Unreachable, TimeoutError, RemoteFault)
 
+_NO_VEIL = Veil(())
+
 Push = Callable[[PushLogsRequest], Awaitable[PushLogsResponse]]
 
 
@@ -45,6 +48,8 @@ class _Stream:
         cut: Bytes before it are no longer on this disk.
         stuck: Requests in a row that moved nothing.
         refused: Nobody wants it.
+        veil: Hides secrets.
+        final: Nothing more is written.
     """
 
     uid: str
@@ -57,6 +62,8 @@ class _Stream:
     cut: int = 0
     stuck: int = 0
     refused: bool = False
+    veil: Veil = field(default_factory=lambda: _NO_VEIL)
+    final: bool = False
 
     @property
     def waiting(self) -> bool:
@@ -78,9 +85,9 @@ class _Stream:
     def chunks(self, room: int) -> Iterator[LogChunk]:
         """What to send next, at most `room` bytes."""
         self.asked = start = max(self.sent, self.cut)
-        data = logfile.read(self.path, start, min(room, _STREAM_BYTES, self.size - start))
+        data = self.veil.read(self.path, start, min(room, _STREAM_BYTES, self.size - start), final=self.final)
         end = start + len(data)
-        if not data:  # removed, or cut short by the job itself
+        if not data and (self.final or not logfile.read(self.path, start, 1)):  # removed, or cut short by the job
             self.sent = self.size
         for seen_end, timestamp in list(self.seen):
             if seen_end <= start:
@@ -135,7 +142,11 @@ class LogShipper:
 
     def follow(self, uid: str, files: LogFiles, *, adopted: bool) -> None:
         """Ships what the attempt prints from now on. What an earlier daemon sent the controller says itself."""
-        streams = (_Stream(uid, LogStream.STDOUT, files.stdout), _Stream(uid, LogStream.STDERR, files.stderr))
+        veil = files.veil or _NO_VEIL
+        streams = (
+            _Stream(uid, LogStream.STDOUT, files.stdout, veil=veil),
+            _Stream(uid, LogStream.STDERR, files.stderr, veil=veil),
+        )
         if adopted:
             for stream in streams:
                 stream.sent = stream.cut = logfile.first_kept(stream.path)
@@ -147,6 +158,8 @@ class LogShipper:
         streams = self._streams.get(uid)
         if streams is None:
             return
+        for stream in streams:
+            stream.final = True
         self._look(streams)
         if any(stream.waiting for stream in streams):
             self._finishing[uid] = arrived = asyncio.Event()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fluster.cluster.worker.process_runtime import ProcessRuntime as ProcessRuntime
+    from fluster.cluster.worker.veil import Veil
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,15 @@ Observation = Running | ExitRecord | Gone
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
-    """The attempt's two append-only files."""
+    """The attempt's two append-only files.
+
+    Attributes:
+        veil: Hides its secrets from whoever is shown what they hold.
+    """
 
     stdout: Path
     stderr: Path
+    veil: Veil | None = None
 
 
 class Runtime(Protocol):

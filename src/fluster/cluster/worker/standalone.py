@@ -73,6 +73,8 @@ def job_spec(
     """
     world = EnvironmentSpec.from_binary(environment.to_binary()) if environment is not None else EnvironmentSpec()
     world.env_vars = check_env_vars({**world.env_vars, **env})
+    world.secrets = check_env_vars(world.secrets, "secrets")
+    check_env_vars({**world.env_vars, **world.secrets}, "env_vars and secrets")
     if timeout_s is not None:
         check_seconds(timeout_s, "timeout_s")
     return AttemptSpec(
@@ -121,7 +123,7 @@ async def follow_files(attempt: Attempt, offsets: tuple[int, int], *, follow: bo
             if (kept := logfile.first_kept(path)) > seen[stream]:
                 yield LogPiece(stream, seen[stream], _marker(kept - seen[stream]), time.time())
                 seen[stream] = kept
-            while data := logfile.read(path, seen[stream], _PIECE_BYTES):
+            while data := attempt.veil.read(path, seen[stream], _PIECE_BYTES, final=last):
                 yield LogPiece(stream, seen[stream], data, time.time())
                 seen[stream] += len(data)
                 found = True

@@ -47,6 +47,7 @@ def task_variables(
     master_port: int,
     gpus: Sequence[int],
     venv: Path | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The whole environment of the attempt's process; the user's variables win over all that is not Fluster's.
 
@@ -61,6 +62,7 @@ def task_variables(
         **_world(spec, around, master_port),
         **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if around.has_gpus else {}),
         **environment.env_vars,
+        **(secrets or {}),
         **_identity(folder, spec, around),
         **{f"{_OURS}PORT_{name.upper()}": str(port) for name, port in ports.items()},
     }
