@@ -24,6 +24,7 @@ from fluster import (
     JobStatus,
     LocalCluster,
     ResourceConfig,
+    WorkerPool,
 )
 from fluster.cluster.context import read_token_file
 from fluster.cluster.worker import files
@@ -325,6 +326,19 @@ def test_the_children_of_a_job_find_what_it_found(cluster: LocalCluster, project
     environment = EnvironmentConfig(workspace=str(project))
     request = JobRequest("parent", Entrypoint.from_callable(parent), SMALL, environment)
     assert cluster.submit(request).result(timeout=WITHIN_S) == "tool inner moo 1.0"
+
+
+def test_a_pool_has_the_environment_in_its_workers(cluster: LocalCluster) -> None:
+    def ask(number: int) -> str:
+        import moo  # type: ignore[import-not-found]
+
+        return f"{moo.say()} {number}"
+
+    with WorkerPool(cluster, 2, SMALL, with_packages("moo==1.0")) as pool:
+        pool.wait_for_workers(timeout=WITHIN_S)
+        assert [future.result(timeout=WITHIN_S) for future in pool.map(ask, range(3))] == [
+            f"moo 1.0 {n}" for n in range(3)
+        ]
 
 
 def test_a_workspace_that_is_too_large_is_refused_with_its_largest_files(far: Cluster, tmp_path: Path) -> None:

@@ -36,6 +36,16 @@ async def test_another_version_is_looked_up_on_the_path(tmp_path: Path, monkeypa
         await choose_interpreter("3.98.7", None)
 
 
+async def test_a_script_on_the_path_that_starts_an_interpreter_stands_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python3.98"
+    script.write_text("#!/bin/sh\necho 3.98.2\necho /opt/python/bin/python3.98\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert await choose_interpreter("3.98", None) == ("/opt/python/bin/python3.98", "3.98.2")
+
+
 def test_links_of_one_environment_are_one_interpreter_and_those_of_two_are_not(tmp_path: Path) -> None:
     real = fake(tmp_path / "real", "3.12.0")
     for name in ("one/python", "one/python3", "two/python"):

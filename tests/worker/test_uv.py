@@ -1,11 +1,13 @@
 import asyncio
 import errno
+import io
 import os
 from pathlib import Path
 
 import pytest
 from tests.packages import make_needed_wheels
 
+from fluster.cluster.archive import pack, unpack
 from fluster.cluster.attempt import proc
 from fluster.cluster.worker.delivery import StaysHere
 from fluster.cluster.worker.failures import BuildFailed
@@ -115,6 +117,37 @@ async def test_a_closed_environment_is_evicted_under_the_cap_once_it_is_released
         paths.append(venv.path)
         offered.release(attempt.name)
     assert [path.exists() for path in paths] == [False, True], "the newer one is kept, the older one was not in use"
+
+
+@pytest.mark.root
+async def test_a_disk_that_is_full_is_told_as_such_and_nothing_half_made_is_left(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    make_needed_wheels(tmp_path / "index")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small))
+    if await mounted.wait() != 0:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        environment = {
+            "UV_OFFLINE": "1",
+            "UV_FIND_LINKS": str(tmp_path / "index"),
+            "UV_CACHE_DIR": str(tmp_path / "uv"),
+        }
+        offered = provision_of(small, **environment)
+        spec, python = EnvironmentSpec(pip_packages=["cloudpickle"]), await choose_interpreter(None, None)
+        with pytest.raises(OSError, match="No space left"):
+            await offered.environment(spec, python, None, tmp_path, lambda _: None)
+        assert not list((small / "cache" / "environments" / "making").iterdir())
+        content = pack(tmp_path, [f"index/{path.name}" for path in (tmp_path / "index").iterdir()])
+        with open("/dev/urandom", "rb") as noise, pytest.raises(OSError, match="No space left"):
+            (small / "filler").write_bytes(noise.read(2 << 20))
+        (small / "work").mkdir()
+        with pytest.raises(OSError, match="No space left"):
+            unpack(io.BytesIO(content), small / "work")
+    finally:
+        unmounted = await asyncio.create_subprocess_exec("umount", str(small))
+        assert await unmounted.wait() == 0
 
 
 async def test_a_package_of_the_real_index_is_there_after_its_download(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ class WorkerPool:
         self._cluster = cluster
         self._pid = os.getpid()
         self._closed = False
-        self._outgoing = Outgoing(project_by_value=cluster._surroundings() is None)
+        # A workspace is a copy: what was not in it, or has changed since, is found by value only.
+        by_value = cluster._surroundings() is None or environment.workspace is not None
+        self._outgoing = Outgoing(project_by_value=by_value)
         self._fleet = Fleet(cluster, name, request, size, check_int(max_retries, "max_retries", low=0, high=1_000_000))
         self._dispatcher = self._fleet.dispatcher
         self._progress = progress

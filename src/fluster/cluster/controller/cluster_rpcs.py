@@ -50,11 +50,15 @@ class Blobs:
     async def get_wheel(self) -> pb.GetWheelResponse:
         """Fluster's own wheel, made the first time somebody asks, and there long enough to be fetched."""
         async with self._building:
-            if self._wheel is None:
-                self._wheel = await asyncio.to_thread(_build_wheel)
-            name, sha256, content = self._wheel
-            await asyncio.to_thread(self._c.blobs.put, sha256, 0, content, len(content))
+            name, sha256 = await asyncio.to_thread(self._provide_wheel)
         return pb.GetWheelResponse(file_name=name, sha256=sha256)
+
+    def _provide_wheel(self) -> tuple[str, str]:
+        if self._wheel is None:
+            self._wheel = _build_wheel()
+        name, sha256, content = self._wheel
+        self._c.blobs.put(sha256, 0, content, len(content))
+        return name, sha256
 
     async def put(self, request: pb.PutBlobRequest) -> pb.PutBlobResponse:
         """One chunk; the blob exists once all its bytes are on disk and their hash is right."""

@@ -10,7 +10,7 @@ import sys
 from functools import cache
 
 _OWN_VERSION = "{}.{}.{}".format(*sys.version_info[:3])
-_ASK = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+_ASK = "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"
 _ASK_TIMEOUT_S = 30.0
 
 
@@ -39,9 +39,11 @@ async def choose_interpreter(asked: str | None, default: str | None) -> tuple[st
     found = shutil.which(name)
     if found is None:
         raise NoInterpreter(f"Python {asked} was asked for, but this worker has no {name} on its PATH")
-    if not _is_of(asked, version := await _version(found)):
+    version, itself = await _ask(found)
+    if not _is_of(asked, version):
         raise NoInterpreter(f"Python {asked} was asked for, but {found} is {version}")
-    return found, version
+    # What is found may be a script that starts the interpreter: an environment needs that itself.
+    return itself, version
 
 
 def same_interpreter(one: str, other: str) -> bool:
@@ -62,24 +64,27 @@ def _is_of(asked: str, version: str) -> bool:
 
 
 async def _version(path: str) -> str:
-    if same_interpreter(path, sys.executable):
-        return _OWN_VERSION
+    return _OWN_VERSION if same_interpreter(path, sys.executable) else (await _ask(path))[0]
+
+
+async def _ask(path: str) -> tuple[str, str]:
+    """Version, and the path it has in its own eyes."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise NoInterpreter(f"the interpreter {path} was asked for: {error.strerror}") from error
-    return await asyncio.to_thread(_ask_version, path, status.st_mtime_ns)
+    return await asyncio.to_thread(_ask_once, path, status.st_mtime_ns)
 
 
 @cache
-def _ask_version(path: str, _changed: int) -> str:
+def _ask_once(path: str, _changed: int) -> tuple[str, str]:
     try:
         answer = subprocess.run(
             [path, "-I", "-c", _ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, text=True
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise NoInterpreter(f"{path} does not run as a Python interpreter: {error}") from error
-    version = answer.stdout.strip()
+    version, _, itself = answer.stdout.strip().partition("\n")
     if answer.returncode != 0 or not version.replace(".", "").isdigit():
         raise NoInterpreter(f"{path} does not run as a Python interpreter")
-    return version
+    return version, itself if os.path.isabs(itself) else path
