@@ -125,7 +125,9 @@ def _limits() -> Check:
             " as root, or in a delegated control group (`systemd-run --user --scope -p Delegate=yes …`)"
         )
         return Check("limits", Status.LIMITED, "no control groups: memory is sampled", advice)
-    return Check("limits", Status.OK, f"control groups {enforcement}")
+    return Check(
+        "limits", Status.OK, f"control groups {enforcement}; limits, no sandbox: jobs run as the worker's user"
+    )
 
 
 def _docker() -> Check:

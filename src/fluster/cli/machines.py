@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @json_option
 @cluster_option
 def workers(as_json: bool, cluster: str | None) -> None:
-    """List workers: what each has left of what it has, and what enforces limits there."""
+    """List workers: what each has left of what it has, and what enforces limits there.
+
+    Limits are no sandbox: jobs of a worker run as its user, and can read what that user can read.
+    """
     with open_cluster(cluster) as client:
         found = client.workers()
     if as_json:

@@ -95,16 +95,17 @@ _CODE_OF_STATUS = {
 }
 
 
-def encode(error: BaseException, *, doing: str) -> WireError:
+def encode(error: BaseException, *, doing: str, request_id: str = "") -> WireError:
     """The error for the caller. What nobody expected becomes a neutral text; the log has the rest under the same id.
 
     Args:
         error: What the handler raised.
         doing: What was asked, for the log.
+        request_id: By which the caller, and whoever reads the log, name this request; empty: one is made.
     """
     row = _row_of(error)
     if row is None:
-        request_id = secrets.token_hex(8)
+        request_id = request_id or secrets.token_hex(8)
         _log.error("%s failed (request %s)", doing, request_id, exc_info=error)
         text = f"internal error; the server's log has the details under request {request_id}"
         return WireError("internal", text, "internal", {"request_id": request_id})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,9 +51,13 @@ class _Call:
     identity: object
     gate: Gate
     scope: Scope
+    request_id: str
     told: bool = False
 
 
+_ID_HEADER = b"x-request-id"
+_HERE = secrets.token_hex(5).encode()
+_numbers = itertools.count(1)
 _call: ContextVar[_Call] = ContextVar("fluster_rpc_call")
 
 
@@ -72,6 +78,12 @@ def identity_or_none(kind: type[T]) -> T | None:
 def refusal_is_told() -> None:
     """The handler's side has noted this refused request: the gate need not."""
     _call.get().told = True
+
+
+def request_id() -> str:
+    """By which the caller and the log name this request: every answer has it as `x-request-id`; for handlers."""
+    call = _call.get(None)
+    return call.request_id if call is not None else ""
 
 
 def current_peer() -> str:
@@ -173,16 +185,19 @@ class Gate:
         if application is None:
             await _respond(send, 404, b"no such service", b"text/plain; charset=utf-8")
             return
+        name = _new_id()
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        call = _Call(identity, self, scope)
+        call = _Call(identity, self, scope, name.decode())
         _call.set(call)
 
         async def watched(message: Any) -> None:
             # What the RPC library refuses by itself: a body it cannot take, an RPC there is not.
-            if message["type"] == "http.response.start" and is_refusal(message["status"]) and not call.told:
-                self._tell(refusal_by_status(message["status"]), scope["path"], _peer(scope))
+            if message["type"] == "http.response.start":
+                if is_refusal(message["status"]) and not call.told:
+                    self._tell(refusal_by_status(message["status"]), scope["path"], _peer(scope), call.request_id)
+                message["headers"] = [*message["headers"], (_ID_HEADER, name)]
             await send(message)
 
         try:
@@ -215,12 +230,13 @@ class Gate:
         return self._any_address or address.is_loopback
 
     async def _refuse(self, scope: Scope, send: Send, error: WireError, status: int) -> None:
-        self._tell(error, scope["path"], _peer(scope))
-        await _respond(send, status, error.to_json(), b"application/json")
+        name = _new_id()
+        self._tell(error, scope["path"], _peer(scope), name.decode())
+        await _respond(send, status, error.to_json(), b"application/json", (_ID_HEADER, name))
 
-    def _tell(self, error: WireError, path: str, peer: str) -> None:
+    def _tell(self, error: WireError, path: str, peer: str, name: str) -> None:
         # The path only: a query may hold what must not be written down.
-        _log.info("refused %s from %s: %s", path[:200], peer, error.reason)
+        _log.info("refused %s from %s: %s (request %s)", path[:200], peer, error.reason, name)
         if self._refused is not None:
             self._refused(error, path, peer)
 
@@ -264,7 +280,12 @@ def _token_in_url(scope: Scope) -> bool:
     return any(word in query for word in (b"token", b"authorization", b"bearer"))
 
 
-async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+def _new_id() -> bytes:
+    """Unlike those of other processes and times; what a caller calls its request is its own matter."""
+    return b"%b-%x" % (_HERE, next(_numbers))
+
+
+async def _respond(send: Send, status: int, body: bytes, content_type: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from fluster.rpc.codecs import JsonCodec
 from fluster.rpc.edge import EdgeProtocol, edge_protocol
 from fluster.rpc.errors import WireError, encode, refusal
-from fluster.rpc.gate import STOPPING, Application, Authenticate, Gate, stopping
+from fluster.rpc.gate import STOPPING, Application, Authenticate, Gate, request_id, stopping
 from fluster.rpc.handshake import Handshake
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _for_caller(error: Exception | asyncio.CancelledError, ctx: _Context) -> Con
         return None
     if isinstance(error, asyncio.CancelledError):  # by the caller's deadline or departure, or by stop()
         return _connect_error(refusal("unavailable", STOPPING)) if stopping() else None
-    return _connect_error(encode(error, doing=ctx.method.name))
+    return _connect_error(encode(error, doing=ctx.method.name, request_id=request_id()))
 
 
 def _connect_error(error: WireError) -> ConnectError:

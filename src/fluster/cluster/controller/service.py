@@ -26,7 +26,7 @@ from fluster.cluster.controller.token_rpcs import Tokens
 from fluster.cluster.tokens import TokenKind, without_secrets
 from fluster.errors import FlusterError, RemoteFault, Unreachable
 from fluster.rpc.errors import code_of, refusal
-from fluster.rpc.gate import UNAUTHENTICATED, client_names, current_peer, refusal_is_told
+from fluster.rpc.gate import UNAUTHENTICATED, client_names, current_peer, refusal_is_told, request_id
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerService
 
@@ -93,7 +93,7 @@ class Authorization:
 
     def _note(self, who: Identity, rpc: str, why: str, request: Any) -> None:
         refusal_is_told()
-        _log.info("refused %s of %s: %s", rpc, who.actor, without_secrets(why))
+        _log.info("refused %s of %s: %s (request %s)", rpc, who.actor, without_secrets(why), request_id())
         self._c.refusals.note(who.actor, current_peer(), f"{rpc}: {why}", getattr(request, "job_id", ""))
 
 
