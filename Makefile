@@ -7,6 +7,9 @@ ARGS ?=
 KILLS ?= 1000
 CUTS ?= 10000
 FAULTS ?= 300
+# How often it has controllers crash at every boundary of a job's life, and how many jobs it has die with their logs.
+CRASHES ?= 5
+DEATHS ?= 1000
 # How much `make fuzz` sends.
 FRAMES ?= 1000000
 MESSAGES ?= 1000000
@@ -42,6 +45,9 @@ test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docke
 # One after the other, each beside nothing else: what they measure is the machine's.
 chaos: $(READY)  ## the long form of kills, power cuts and network faults: hours (KILLS=100 CUTS=1000 FAULTS=20: minutes); see docs/reliability.md
 	FLUSTER_CHAOS_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/e2e/test_chaos.py $(ARGS)
+	FLUSTER_CRASH_ROUNDS=$(CRASHES) $(BIN)/python -m pytest -s tests/e2e/test_crash_points.py $(ARGS)
+	FLUSTER_DEATHS=$(DEATHS) $(BIN)/python -m pytest -s tests/e2e/test_last_lines.py $(ARGS)
+	FLUSTER_CROWD=10000 $(BIN)/python -m pytest tests/cluster/controller/test_crowds.py $(ARGS)
 	POWER_CUTS=$(CUTS) $(BIN)/python -m pytest tests/cluster/controller/test_store_faults.py $(ARGS)
 	FLUSTER_NETWORK_ROUNDS=$(FAULTS) $(BIN)/python -m pytest -s tests/network $(ARGS)
 

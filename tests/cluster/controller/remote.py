@@ -6,10 +6,13 @@ import hashlib
 import http.client
 import json
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from protobuf import Message, Oneof
@@ -24,6 +27,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 WITHIN_S = 10.0
+SERVE = [sys.executable, "-m", "fluster.cluster.controller.main", "serve"]
 
 
 def wait_for(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
@@ -329,3 +333,18 @@ def site(settings: Settings | None = None, **options: Any) -> Iterator[Site]:
     finally:
         made.close()
         server.shutdown()
+
+
+@contextmanager
+def process(command: list[str], errors: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any], Api]]:
+    """A controller's process, what it announced, and its administrator."""
+    with open(errors, "w") as stderr:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    with started:
+        try:
+            assert started.stdout is not None
+            said = json.loads(started.stdout.readline())
+            with closing(Api(said["address"], Path(said["token_file"]).read_text().strip())) as api:
+                yield started, said, api
+        finally:
+            started.kill()

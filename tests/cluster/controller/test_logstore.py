@@ -115,7 +115,7 @@ def test_lines_are_the_same_however_much_is_read_at_a_time(logs: LogStore, limit
 
 def test_an_answer_of_many_short_lines_is_bounded_too(logs: LogStore) -> None:
     put(logs, 0, b"\n" * 100_000)
-    lines, more = logs.read_lines(JOB, 0, 1, "stdout", 0, limit_bytes=64 * 100, final=False)
+    lines, more = logs.read_lines(JOB, 0, 1, "stdout", 0, limit_bytes=200 * 100, final=False)
     assert (len(lines), more) == (100, True)
 
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.controller.remote import Api, Site, info, inline, job_spec, launch, new_id, site, wait_for
+from tests.cluster.controller.remote import (
+    SERVE,
+    Api,
+    Site,
+    info,
+    inline,
+    job_spec,
+    launch,
+    new_id,
+    process,
+    site,
+    wait_for,
+)
 
 from fluster import Cluster, JobStatus
 from fluster.cluster.backend.local import LocalBackend
@@ -28,9 +37,6 @@ from fluster.cluster.controller.store import Store, StoreFull
 from fluster.errors import FlusterError, ResourceExhausted, Unreachable
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1 import types_pb
-
-SERVE = [sys.executable, "-m", "fluster.cluster.controller.main", "serve"]
-
 
 # In this process.
 
@@ -192,6 +198,23 @@ def test_old_jobs_go_with_their_logs_and_results(alone: Site) -> None:
     assert controller.state.jobs.keys() == {going_on}
 
 
+def test_looking_through_a_long_history_for_what_is_old_holds_up_nobody(
+    alone: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = alone.server._running
+    assert running is not None
+    controller = running.controller
+    for number in range(100):
+        (alone.server._config.state_dir / "logs" / f"j{number}").mkdir()
+    looked: set[int] = set()
+    monkeypatch.setattr(Store, "job", lambda *_: looked.add(threading.get_ident()) or "a job")
+
+    asyncio.run(retention.prune(controller, before=0.0, keep_jobs=1))
+
+    assert looked
+    assert threading.get_ident() not in looked
+
+
 BROKEN = """
 import sys
 from fluster.cluster.controller import main
@@ -204,21 +227,6 @@ def failing(self, changes):
 Store.commit = failing
 sys.exit(main.main(["serve", "--state-dir", sys.argv[1], "--port", "0"]))
 """
-
-
-@contextmanager
-def process(command: list[str], errors: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any], Api]]:
-    """A controller's process, what it announced, and its administrator."""
-    with open(errors, "w") as stderr:
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    with started:
-        try:
-            assert started.stdout is not None
-            said = json.loads(started.stdout.readline())
-            with closing(Api(said["address"], Path(said["token_file"]).read_text().strip())) as api:
-                yield started, said, api
-        finally:
-            started.kill()
 
 
 def test_a_broken_disk_ends_the_process_with_an_error_after_telling_who_waits(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import LogStream
 STREAM_NAMES = {LogStream.STDOUT: "stdout", LogStream.STDERR: "stderr"}
 _READ_BYTES = 256 * 1024
 """Of one stream at a time."""
-_ROUND_BYTES = 8 * 1024 * 1024
-"""Of all streams at a time: a job may have thousands."""
+_ROUND_BYTES = 1024 * 1024
+"""Of all streams at a time: a job may have thousands, and hundreds may read it, or have stopped reading."""
+_LEAST_BYTES = 2 * 1024
+"""Of one stream all the same: looking at it costs as much as a dozen lines."""
 
 StreamKey = tuple[int, int, LogStream]
 """Task, attempt, stream."""
@@ -55,7 +57,7 @@ class LogMerge:
     def read(self, attempts: Iterable[AttemptRow]) -> tuple[list[MergedLine], set[StreamKey]]:
         """The next lines of these attempts' streams, and those streams that have more."""
         streams = list(_streams(attempts))
-        limit = max(1, min(_READ_BYTES, _ROUND_BYTES // max(1, len(streams))))
+        limit = max(_LEAST_BYTES, min(_READ_BYTES, _ROUND_BYTES // max(1, len(streams))))
         found: list[MergedLine] = []
         unread: set[StreamKey] = set()
         horizon = float("inf")

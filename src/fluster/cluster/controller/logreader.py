@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fluster.cluster.controller import logindex, loglines
 
-_LINE_COST_BYTES = 64  # of a line beside its text: what an answer of many short lines weighs
+_LINE_COST_BYTES = 200  # of a line beside its text, in memory: an answer of many short lines weighs as much as others
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,12 @@ from fluster.cluster.validation import refuse
 from fluster.errors import NotPermitted
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
-_RESPONSE_BYTES = 1024 * 1024
+_RESPONSE_BYTES = 256 * 1024
+"""Of one message: making it takes milliseconds, in which nobody else is served, and it waits in memory to be sent."""
 _LINE_COST_BYTES = 64
 """Of a line in a message, beside its text."""
+_READERS = 2
+"""Threads that read logs at one time: more of them would leave the loop no processor."""
 _FOLLOW_S = 5.0
 """A follower looks at all streams after this: a rest without newline becomes a line when its attempt has ended."""
 _MAX_TAIL = 100_000
@@ -75,6 +78,7 @@ class Logs:
     def __init__(self, controller: Controller) -> None:
         self._c = controller
         self._followers: defaultdict[JobId, list[_Follower]] = defaultdict(list)
+        self._reading = asyncio.Semaphore(_READERS)
 
     async def push(self, request: pb.PushLogsRequest) -> pb.PushLogsResponse:
         """Appends what a worker read; says how far each stream has come."""
@@ -114,7 +118,8 @@ class Logs:
                 if ended is None and asked.job.job_id not in self._c.state.jobs:
                     ended, due = self._attempts(asked), None
                 attempts = self._attempts(asked, due) if ended is None else _only(ended, due)
-                lines, unread = await asyncio.to_thread(merge.read, attempts)
+                async with self._reading:
+                    lines, unread = await asyncio.to_thread(merge.read, attempts)
                 for response in _responses(lines):
                     yield response
                 due = {(task, number) for task, number, _ in unread}

@@ -6,7 +6,9 @@ import asyncio
 import logging
 
 from fluster.cluster.controller.context import Controller
-from fluster.cluster.controller.store import StoreBusy, StoreFull
+from fluster.cluster.controller.logstore import LogStore
+from fluster.cluster.controller.store import Store, StoreBusy, StoreFull
+from fluster.cluster.ids import JobId
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +45,15 @@ async def prune(controller: Controller, before: float, keep_jobs: int) -> None:
             await asyncio.to_thread(controller.logs.delete_job, job_id)
         await asyncio.sleep(_PAUSE_S)  # others are served in between
     # A crash between the two leaves logs without a job.
-    for job_id in await asyncio.to_thread(controller.logs.job_ids):
-        if controller.find_job(job_id) is None:
+    for job_id in await asyncio.to_thread(_unknown, controller.store, controller.logs):
+        if controller.find_job(job_id) is None:  # one that is just being launched may be in memory only
             await asyncio.to_thread(controller.logs.delete_job, job_id)
     referenced = await asyncio.to_thread(controller.store.referenced_blobs)
     await asyncio.to_thread(controller.blobs.sweep, referenced, min_age_s=_BLOB_AGE_S)
     if removed:
         _log.info("removed %d finished jobs from the history", removed)
+
+
+def _unknown(store: Store, logs: LogStore) -> list[JobId]:
+    """Jobs of which there are logs and no row. In a thread: there are as many jobs to look at as the history has."""
+    return [job_id for job_id in logs.job_ids() if store.job(job_id) is None]
