@@ -43,7 +43,7 @@ test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docke
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
 
 # One after the other, each beside nothing else: what they measure is the machine's.
-chaos: $(READY)  ## the long form of kills, power cuts and network faults: hours (KILLS=100 CUTS=1000 FAULTS=20: minutes); see docs/reliability.md
+chaos: $(READY)  ## the long form of kills, crashes, deaths, power cuts and network faults: hours; shorter; see docs/reliability.md
 	FLUSTER_CHAOS_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/e2e/test_chaos.py $(ARGS)
 	FLUSTER_CRASH_ROUNDS=$(CRASHES) $(BIN)/python -m pytest -s tests/e2e/test_crash_points.py $(ARGS)
 	FLUSTER_DEATHS=$(DEATHS) $(BIN)/python -m pytest -s tests/e2e/test_last_lines.py $(ARGS)

@@ -34,6 +34,7 @@ from fluster.cluster.controller.core.rows import (
     Resources,
     ResultRow,
     Retry,
+    Row,
     SpecRow,
     TaskRow,
 )
@@ -113,7 +114,7 @@ def _note_job(changes: Changes, number: int, at: float, spec: bytes) -> JobId:
         finished_at=at + 0.5,
         exit_code=0,
     )
-    rows = (
+    rows: tuple[Row, ...] = (
         job,
         SpecRow(job_id, spec),
         TaskRow(job_id, 0, TaskState.SUCCEEDED, 1),

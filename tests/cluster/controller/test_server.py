@@ -207,7 +207,12 @@ def test_looking_through_a_long_history_for_what_is_old_holds_up_nobody(
     for number in range(100):
         (alone.server._config.state_dir / "logs" / f"j{number}").mkdir()
     looked: set[int] = set()
-    monkeypatch.setattr(Store, "job", lambda *_: looked.add(threading.get_ident()) or "a job")
+
+    def look(*_: object) -> str:
+        looked.add(threading.get_ident())
+        return "a job"
+
+    monkeypatch.setattr(Store, "job", look)
 
     asyncio.run(retention.prune(controller, before=0.0, keep_jobs=1))
 
