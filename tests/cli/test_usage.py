@@ -82,7 +82,7 @@ def test_an_unknown_flag_is_a_usage_error_and_never_part_of_a_command(
         (["worker", "serve", "--controller", "localhost:1", "--gpus", "some"], "auto"),
         (["worker", "serve", "--controller", "localhost:1", "--token-file", "/no/such/file"], "/no/such/file"),
         (["controller", "serve", "--port", "65536"], "65535"),
-        (["controller", "serve", "--host", "0.0.0.0"], "--insecure-plaintext-network"),
+        (["controller", "serve", "--insecure-plaintext-network", "--worker-certificates"], "exclude each other"),
         (["up", "--cluster", "../x"], "name"),
         (["up", "--cluster", "http://localhost:1"], "name"),
         (["jbos"], "jobs"),
