@@ -13,12 +13,12 @@ from fluster.cluster.worker.delivery import StaysHere
 from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.interpreter import choose_interpreter
 from fluster.cluster.worker.provision import Provision
-from fluster.cluster.worker.uv import Fault, UvFailed, run_uv, uv_variables
+from fluster.cluster.worker.uv import Fault, UvFailed, find_uv, run_uv, uv_variables
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec
 
 
 def fake(directory: Path, script: str) -> str:
-    path = directory / "uv"
+    path = directory / "fake-uv"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
@@ -100,10 +100,47 @@ async def test_without_uv_it_is_said_what_to_install(tmp_path: Path, monkeypatch
         )
 
 
-async def test_a_closed_environment_is_evicted_under_the_cap_once_it_is_released(tmp_path: Path) -> None:
-    (tmp_path / "index").mkdir()
-    make_needed_wheels(tmp_path / "index")
-    environment = {**os.environ, "UV_OFFLINE": "1", "UV_FIND_LINKS": str(tmp_path / "index")}
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheels of what every environment needs."""
+    directory = tmp_path_factory.mktemp("index")
+    make_needed_wheels(directory)
+    return directory
+
+
+async def test_ten_that_ask_two_workers_at_once_have_it_built_once(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f'echo "$1" >> {tmp_path}/calls; exec {find_uv()} "$@"'
+    monkeypatch.setattr("fluster.cluster.worker.venvs.find_uv", lambda: fake(tmp_path, script))
+    offered = [provision_of(tmp_path, UV_OFFLINE="1", UV_FIND_LINKS=str(index)) for _ in range(2)]
+    spec, python = EnvironmentSpec(pip_packages=["cloudpickle"]), await choose_interpreter(None, None)
+    made = await asyncio.gather(
+        *(offered[number % 2].environment(spec, python, None, tmp_path, lambda _: None) for number in range(10))
+    )
+    assert len({each.path for each in made if each is not None}) == 1
+    assert (tmp_path / "calls").read_text().split() == ["venv", "pip"]
+
+
+async def test_what_was_damaged_on_its_way_is_had_without_the_cache(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        f'echo "$*" >> {tmp_path}/calls; case "$*" in (venv*|pip*no-cache*) exec {find_uv()} "$@";; esac;'
+        'echo "error: Failed to extract archive: x.whl" >&2; exit 2'
+    )
+    monkeypatch.setattr("fluster.cluster.worker.venvs.find_uv", lambda: fake(tmp_path, script))
+    offered = provision_of(tmp_path, UV_OFFLINE="1", UV_FIND_LINKS=str(index))
+    said: list[str] = []
+    spec = EnvironmentSpec(pip_packages=["cloudpickle"])
+    venv = await offered.environment(spec, await choose_interpreter(None, None), None, tmp_path, said.append)
+    assert venv is not None
+    assert "building: resolving 2 packages again without a cache: something arrived damaged" in said
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+
+
+async def test_a_closed_environment_is_evicted_under_the_cap_once_it_is_released(tmp_path: Path, index: Path) -> None:
+    environment = {**os.environ, "UV_OFFLINE": "1", "UV_FIND_LINKS": str(index)}
     environment |= {"UV_COMPILE_BYTECODE": "0", "UV_CACHE_DIR": str(tmp_path / "uv")}
     offered = Provision(StaysHere(), environment, directory=tmp_path / "cache", cap_bytes=1)
     python, paths = await choose_interpreter(None, None), []
@@ -120,9 +157,7 @@ async def test_a_closed_environment_is_evicted_under_the_cap_once_it_is_released
 
 
 @pytest.mark.root
-async def test_a_disk_that_is_full_is_told_as_such_and_nothing_half_made_is_left(tmp_path: Path) -> None:
-    (tmp_path / "index").mkdir()
-    make_needed_wheels(tmp_path / "index")
+async def test_a_disk_that_is_full_is_told_as_such_and_nothing_half_made_is_left(tmp_path: Path, index: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mounted = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small))
@@ -131,7 +166,7 @@ async def test_a_disk_that_is_full_is_told_as_such_and_nothing_half_made_is_left
     try:
         environment = {
             "UV_OFFLINE": "1",
-            "UV_FIND_LINKS": str(tmp_path / "index"),
+            "UV_FIND_LINKS": str(index),
             "UV_CACHE_DIR": str(tmp_path / "uv"),
         }
         offered = provision_of(small, **environment)
@@ -139,7 +174,7 @@ async def test_a_disk_that_is_full_is_told_as_such_and_nothing_half_made_is_left
         with pytest.raises(OSError, match="No space left"):
             await offered.environment(spec, python, None, tmp_path, lambda _: None)
         assert not list((small / "cache" / "environments" / "making").iterdir())
-        content = pack(tmp_path, [f"index/{path.name}" for path in (tmp_path / "index").iterdir()])
+        content = pack(index, [path.name for path in index.iterdir()])
         with open("/dev/urandom", "rb") as noise, pytest.raises(OSError, match="No space left"):
             (small / "filler").write_bytes(noise.read(2 << 20))
         (small / "work").mkdir()
