@@ -43,11 +43,15 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
 @click.option("--state-dir", type=_DIRECTORY, help="Where it keeps everything.  [default: below ~/.local/state]")
 @click.option(
     "--backend",
-    type=click.Choice(["local", "none"]),
+    type=click.Choice(["local", "docker", "none"]),
     default="none",
     show_default=True,
-    help="Who provides workers: this machine, or nobody: they join by themselves.",
+    help="Who provides workers: this machine, as processes or containers, or nobody: they join by themselves.",
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Of this machine, at most."
+)
+@click.option("--worker-image", metavar="IMAGE", help="What containers run.  [default: built with this Fluster]")
 @click.option(
     "--config",
     type=_FILE,
@@ -76,6 +80,8 @@ def controller_serve(
     port: int,
     state_dir: Path | None,
     backend: str,
+    workers: int,
+    worker_image: str | None,
     worker_lease: float,
     take_over: bool,
     tls_cert: Path | None,
@@ -102,6 +108,8 @@ def controller_serve(
             host=host,
             port=port,
             backend=backend,
+            workers=workers,
+            worker_image=worker_image,
             worker_lease_s=worker_lease,
             take_over=take_over,
             tls_cert=tls_cert.absolute() if tls_cert is not None else None,

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluster.cli.places import state_home
+from fluster.cluster.backend.docker import has_docker_workers
 from fluster.cluster.controller.statelock import Holder
 from fluster.errors import FlusterError
 
@@ -78,9 +80,11 @@ class Standing:
 
     def is_there(self) -> bool:
         """Whether anything of it may run: it was not taken down since it was up."""
-        return self.address() is not None or self.holder() is not None or (self.directory / "workers").exists()
+        if self.address() is not None or self.holder() is not None:
+            return True
+        return (self.directory / "workers").exists() or has_docker_workers(self.directory)
 
-    def start(self, backend: str) -> str:
+    def start(self, backend: str, *arguments: str) -> str:
         """Starts the controller, which outlives this process, and returns its address once it serves.
 
         Raises:
@@ -92,15 +96,15 @@ class Standing:
         for port in (int(served) if served.isdigit() else 0, PREFERRED_PORT):
             if port and _is_free(port):
                 try:
-                    return self._start(backend, port)
+                    return self._start(backend, port, arguments)
                 except FlusterError:
                     if _is_free(port):
                         raise
-        return self._start(backend, 0)
+        return self._start(backend, 0, arguments)
 
-    def _start(self, backend: str, port: int) -> str:
+    def _start(self, backend: str, port: int, arguments: Sequence[str]) -> str:
         command = [sys.executable, "-m", "fluster", "controller", "serve", "--backend", backend]
-        command += ["--state-dir", str(self.directory), "--port", str(port)]
+        command += ["--state-dir", str(self.directory), "--port", str(port), *arguments]
         # Its own until it serves: two at a time must not take each other's.
         announced = self._announced.with_suffix(f".{os.getpid()}")
         with announced.open("wb") as out, open(self.log, "ab", opener=_privately) as log:

@@ -26,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 _WORKER_S = 10.0
 """For a worker to join: it takes a second; the cluster is up all the same."""
+_CONTAINER_S = 60.0
+"""For one in a container: the first time its image is made."""
 _ANSWER_S = 10.0
 _JOBS_S = 15.0
 """A stopped job has 10 s to end by itself; what is left is killed with its worker."""
@@ -43,9 +45,19 @@ def _name_option(function: F) -> F:
 
 
 @click.command()
-@click.option("--backend", type=click.Choice(["local"]), default="local", show_default=True, help="What runs the jobs.")
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "docker"]),
+    default="local",
+    show_default=True,
+    help="What runs the jobs: processes, or containers.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 1_000), help="They share the machine; containers as needed.  [default: 1]"
+)
+@click.option("--image", help="What the containers run.  [default: built with this Fluster]")
 @_name_option
-def up(backend: str, name: str) -> None:
+def up(backend: str, workers: int | None, image: str | None, name: str) -> None:
     """Start a cluster on this machine that stays, and make it the one that commands and programs mean.
 
     After a crash or a reboot, `up` goes on with the jobs it had. Repeating it is harmless.
@@ -55,15 +67,22 @@ def up(backend: str, name: str) -> None:
     fresh = address is None
     if address is None:
         with passing("starting a cluster on this machine"):
-            address = _start(standing, backend)
+            address = _start(standing, backend, *_arguments(backend, workers, image))
     previous = _configure(standing, address)
     with _client(standing, address) as client:
         worker = _ready_worker(client)
         if worker is None:
             with passing("waiting for its worker"):
-                worker = _wait_for_worker(client)
+                worker = _wait_for_worker(client, _WORKER_S if backend == "local" else _CONTAINER_S)
     print_talk(f"a cluster of this machine is up{'' if fresh else ' already'} at {address}{_offer(worker)}")
     print_talk(f"{_who_means_it(standing, address, previous)}\n{_NEXT}")
+
+
+def _arguments(backend: str, workers: int | None, image: str | None) -> list[str]:
+    if image is not None and backend != "docker":
+        raise click.UsageError("--image is for --backend docker: the others run processes")
+    arguments = [] if workers is None else ["--workers", str(workers)]
+    return arguments if image is None else [*arguments, "--worker-image", image]
 
 
 def _running(standing: Standing) -> str | None:
@@ -80,9 +99,9 @@ def _running(standing: Standing) -> str | None:
     return None
 
 
-def _start(standing: Standing, backend: str) -> str:
+def _start(standing: Standing, backend: str, *arguments: str) -> str:
     try:
-        return standing.start(backend)
+        return standing.start(backend, *arguments)
     except FlusterError:
         # Another `up` may have been quicker.
         address = _running(standing)
@@ -109,8 +128,8 @@ def _client(standing: Standing, address: str) -> Cluster:
     return Cluster(address, token=read_token_file(standing.token_file))
 
 
-def _wait_for_worker(client: Cluster) -> WorkerInfo | None:
-    deadline = time.monotonic() + _WORKER_S
+def _wait_for_worker(client: Cluster, patience_s: float) -> WorkerInfo | None:
+    deadline = time.monotonic() + patience_s
     while (worker := _ready_worker(client)) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return worker
@@ -157,6 +176,7 @@ def down(name: str) -> None:
 
 
 def _end_processes(standing: Standing) -> None:
+    from fluster.cluster.backend.docker import stop_docker_workers
     from fluster.cluster.backend.local import stop_local_workers
     from fluster.cluster.controller.statelock import StateLock
 
@@ -164,6 +184,7 @@ def _end_processes(standing: Standing) -> None:
     lock = StateLock.take(standing.directory / LOCK, take_over=True)
     try:
         stop_local_workers(standing.directory, patience_s=0.0)
+        stop_docker_workers(standing.directory)
         standing.forget()
     finally:
         lock.release()
@@ -171,13 +192,15 @@ def _end_processes(standing: Standing) -> None:
 
 def _end_jobs(standing: Standing) -> list[JobInfo]:
     """Stops what is unfinished, so that the next `up` does not go on with it."""
+    from fluster.cluster.backend.docker import has_docker_workers
+
     address = standing.address()
     if address is None:
         return []
     try:
         if standing.holder() is None:  # it died: its jobs run on and have to be told
             with passing("the controller is not there: starting it, to end its jobs"):
-                address = standing.start("local")
+                address = standing.start("docker" if has_docker_workers(standing.directory) else "local")
         with _client(standing, address) as client:
             return _terminate_all(client)
     except (Unreachable, FlusterError, TimeoutError, ValueError) as error:

@@ -27,6 +27,7 @@ from fluster.cluster.docker.engine import Engine, EngineError
 
 NAME = "fluster-test"
 UID = 1000
+_PACKAGES = ("fluster-cluster[server]", "pip")
 _LABEL = "fluster.testing.image"
 _COMMANDS = [
     *(
@@ -48,7 +49,7 @@ _COMMANDS = [
         "tail",
     ),
     *("grep", "sed", "tr", "wc", "sort", "cut", "seq", "date", "sleep", "tee", "timeout", "true", "false", "echo"),
-    *("printf", "dd", "stat", "readlink", "kill", "ps", "setsid", "nohup", "yes"),
+    *("printf", "dd", "chown", "stat", "readlink", "kill", "ps", "setsid", "nohup", "yes"),
 ]
 _NOT_NEEDED = {
     *("test", "tests", "site-packages", "dist-packages", "ensurepip", "tkinter", "idlelib", "turtledemo"),
@@ -66,29 +67,44 @@ _DIRECTORIES = {
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
 
-async def provide_test_image(engine: Engine, *, packages: Iterable[str] = ("fluster-cluster[server]",)) -> str:
-    """The image's name; it is made unless it is here already. Older ones are removed.
-
-    Args:
-        engine: Where it is to be.
-        packages: Distributions of this environment to have in it, with all that they need.
-    """
-    files = dict(_files(packages))
-    tag = f"{NAME}:{_digest(files)}"
-    with open(Path(tempfile.gettempdir()) / f"{NAME}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run side by side need it at the same moment
+async def provide_test_image(engine: Engine) -> str:
+    """The name of an image with this interpreter and Fluster; it is made unless it is here. Older ones are removed."""
+    base, ours = await provide_test_base(engine), dict(_fluster())
+    tag = f"{NAME}:{_digest(ours | {base: Path(__file__)})}"
+    with _one_at_a_time():
         if await engine.image(tag) is None:
-            await engine.import_image(tag, _layer({**files, **dict(_libraries(files.values()))}), _changes())
-            await _remove_others(engine, tag)
+            context = {"Dockerfile": f"FROM {base}\nADD fluster.tar /\n".encode(), "fluster.tar": _layer(ours)}
+            await engine.build(tag, _packed(context), {_LABEL: "1"})
+            await _remove_others(engine, tag, base)
     return tag
 
 
-async def _remove_others(engine: Engine, tag: str) -> None:
+async def provide_test_base(engine: Engine) -> str:
+    """The same without Fluster, but with pip and all that Fluster needs: large, and the same for a long time."""
+    files = dict(_files())
+    tag = f"{NAME}-base:{_digest(files)}"
+    with _one_at_a_time():
+        if await engine.image(tag) is None:
+            layer = _layer({**files, **dict(_libraries(files.values()))}, system=True)
+            await engine.import_image(tag, layer, _changes())
+    return tag
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Tests that run side by side need it at the same moment."""
+    with open(Path(tempfile.gettempdir()) / f"{NAME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+async def _remove_others(engine: Engine, *kept: str) -> None:
+    names = {each.partition(":")[0] for each in kept}
     for image in await engine.images({_LABEL: ""}):
-        for name in image["RepoTags"] or ():
-            if name != tag:
+        for other in image["RepoTags"] or ():
+            if other not in kept and other.partition(":")[0] in names:
                 with contextlib.suppress(EngineError):  # somebody still uses it
-                    await engine.remove_image(name)
+                    await engine.remove_image(other)
 
 
 def _changes() -> list[str]:
@@ -105,13 +121,13 @@ def _digest(files: dict[str, Path]) -> str:
     return seen.hexdigest()[:16]
 
 
-def _files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+def _files() -> Iterator[tuple[str, Path]]:
     """Name in the image, and where it is here."""
     yield "usr/local/bin/python3", Path(os.path.realpath(sys.executable))
     for command, path in _commands().items():
         yield f"usr/bin/{command}", path
     yield from _standard_library().items()
-    yield from _modules(packages)
+    yield from _modules()
 
 
 def _commands() -> dict[str, Path]:
@@ -140,16 +156,22 @@ def _tree(root: Path) -> Iterator[Path]:
         )
 
 
-def _modules(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+def _modules() -> Iterator[tuple[str, Path]]:
     site = f"{_python_directory()}/site-packages"
-    for distribution in _distributions(packages).values():
+    for name, distribution in _distributions(_PACKAGES).items():
+        if name == "fluster-cluster":
+            continue
         for file in distribution.files or ():
             path = Path(str(distribution.locate_file(file)))
             if ".." not in file.parts and path.suffix != ".pth" and path.is_file():
                 yield f"{site}/{file}", path
-    package = Path(fluster.__file__).parent  # an editable install lists none of its files
+
+
+def _fluster() -> Iterator[tuple[str, Path]]:
+    """Its own modules: an editable install lists none of its files."""
+    package = Path(fluster.__file__).parent
     for path in _tree(package):
-        yield f"{site}/fluster/{path.relative_to(package)}", path
+        yield f"{_python_directory()}/site-packages/fluster/{path.relative_to(package)}", path
 
 
 def _distributions(packages: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
@@ -196,22 +218,35 @@ def _is_elf(path: Path) -> bool:
         return file.read(4) == b"\x7fELF"
 
 
-def _layer(files: dict[str, Path]) -> bytes:
+def _layer(files: dict[str, Path], *, system: bool = False) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, mode in _DIRECTORIES.items():
-            _add(tar, name, tarfile.DIRTYPE, mode)
-        for name, target in _LINKS.items():
-            _add(tar, name, tarfile.SYMTYPE, 0o777, link=target)
-        for name in _HOMES:
-            _add(tar, name, tarfile.DIRTYPE, 0o755, uid=UID)
-        _add(tar, "usr/local/bin/python", tarfile.SYMTYPE, 0o777, link="python3")
-        _add(tar, "etc/passwd", content=_USERS.format(uid=UID).encode())
-        _add(tar, "etc/group", content=_GROUPS.format(uid=UID).encode())
-        _add(tar, "etc/nsswitch.conf", content=b"hosts: files dns\n")
+        if system:
+            _add_system(tar)
         for name, path in sorted(files.items()):
             # Bytecode goes in as well, and holds for a source of the same time only.
             _add(tar, name, mode=0o755 if os.access(path, os.X_OK) else 0o644, content=path.read_bytes(), of=path)
+    return packed.getvalue()
+
+
+def _add_system(tar: tarfile.TarFile) -> None:
+    for name, mode in _DIRECTORIES.items():
+        _add(tar, name, tarfile.DIRTYPE, mode)
+    for name, target in _LINKS.items():
+        _add(tar, name, tarfile.SYMTYPE, 0o777, link=target)
+    for name in _HOMES:
+        _add(tar, name, tarfile.DIRTYPE, 0o755, uid=UID)
+    _add(tar, "usr/local/bin/python", tarfile.SYMTYPE, 0o777, link="python3")
+    _add(tar, "etc/passwd", content=_USERS.format(uid=UID).encode())
+    _add(tar, "etc/group", content=_GROUPS.format(uid=UID).encode())
+    _add(tar, "etc/nsswitch.conf", content=b"hosts: files dns\n")
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            _add(tar, name, content=content)
     return packed.getvalue()
 
 

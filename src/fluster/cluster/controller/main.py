@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fluster.cluster.backend.docker import DockerBackend, cluster_name, stop_docker_workers
 from fluster.cluster.backend.local import LocalBackend, stop_local_workers
-from fluster.cluster.controller.core.rows import Resources
+from fluster.cluster.controller.core.rows import Offer, Resources
 from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.machine import this_machine
 from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running, is_loopback
 from fluster.cluster.controller.statedir import StateDir
+from fluster.cluster.docker.engine import Engine
+from fluster.cluster.docker.network import provide_network
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
 from fluster.errors import FlusterError
@@ -30,7 +33,7 @@ from fluster.errors import FlusterError
 if TYPE_CHECKING:
     from fluster.cluster.controller.tls import TlsConfig
 
-BACKENDS = ("local", "none")
+BACKENDS = ("local", "docker", "none")
 _COLLECT_EVERY = 10_000
 """New objects between two collections. Rows that come to stay are many, cycles few: the usual 700 cost 5 % of a flood
 of launches."""
@@ -41,9 +44,11 @@ class ServeOptions:
     """What `controller serve` is told.
 
     Attributes:
-        backend: `local`: workers are processes of this machine; `none`: they join by themselves.
-        workers: Of the local backend.
-        cpu: Cores of all local workers together; `None`: the machine's.
+        host: What is bound; loopback with the backend `docker`: this machine's address on the containers' own network.
+        backend: `local`: workers are processes of this machine; `docker`: containers; `none`: they join by themselves.
+        workers: Of the local backend; of `docker` at most so many, as far as there is work for more than one.
+        worker_image: What containers run; `None`: built with this Fluster.
+        cpu: Cores of all of this machine's workers together; `None`: the machine's.
         memory: Likewise, in bytes.
         python: Interpreter of local workers' daemons.
         lifeline_fd: When its other end closes, everything ends: workers, jobs, this process.
@@ -60,6 +65,7 @@ class ServeOptions:
     namespace: str = "default"
     backend: str = "none"
     workers: int = 1
+    worker_image: str | None = None
     cpu: float | None = None
     memory: int | None = None
     python: str = sys.executable
@@ -91,13 +97,26 @@ def run(options: ServeOptions) -> int:
 
 
 def end(state_dir: Path) -> None:
-    """Ends the local workers that a controller, itself gone, left running, with their jobs.
+    """Ends the workers on this machine that a controller, itself gone, left running, with their jobs.
 
     Raises:
         FlusterError: A controller is there.
     """
     with StateDir.open(state_dir):
-        stop_local_workers(state_dir)
+        _end_workers(state_dir)
+
+
+def _end_workers(state_dir: Path, patience_s: float = 2.0) -> None:
+    stop_local_workers(state_dir, patience_s=patience_s)
+    stop_docker_workers(state_dir)
+
+
+async def _on_container_network(options: ServeOptions) -> ServeOptions:
+    """Where containers reach the controller: not on loopback, but on a network that only this machine has."""
+    if options.backend != "docker" or not is_loopback(options.host):
+        return options
+    network = await provide_network(Engine(), cluster_name(options.state_dir))
+    return replace(options, host=network.gateway)
 
 
 def _check_bind(options: ServeOptions) -> None:
@@ -144,13 +163,14 @@ async def _serve(options: ServeOptions) -> int:
     async def end_workers_before() -> None:
         if options.shut_down_before:
             # It said that they are gone: a machine that lost power, or one killed after the other, left their files.
-            await asyncio.to_thread(stop_local_workers, options.state_dir, patience_s=0.0)
+            await asyncio.to_thread(_end_workers, options.state_dir, 0.0)
 
     async def end_workers() -> None:
         if lifeline_ended.is_set():
             # They see the same end; this waits until nothing of them is left.
-            await asyncio.to_thread(stop_local_workers, options.state_dir)
+            await asyncio.to_thread(_end_workers, options.state_dir)
 
+    options = await _on_container_network(options)
     daemon = ControllerDaemon(_config(options), _backend(options), at_start=end_workers_before, at_end=end_workers)
     async with daemon as running:
         gc.freeze()  # what was loaded stays: collecting it again and again is a tenth of a large turn
@@ -180,16 +200,19 @@ def _announcement(running: Running) -> str:
 
 def _config(options: ServeOptions) -> ControllerConfig:
     pool: tuple[Resources, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    workers = check_int(options.workers, "the number of workers", low=1, high=1_000)
     if options.backend == "local":
-        workers = check_int(options.workers, "the number of workers", low=1, high=1_000)
         pool = (_share(options),) * workers
+    elif options.backend == "docker":
+        offers = (Offer("docker", _share(options), at_least=1, at_most=workers),)
     lease_s = check_seconds(options.worker_lease_s, "worker_lease_s")
     return ControllerConfig(
         state_dir=options.state_dir,
         namespace=Namespace(check_name(options.namespace, "namespace")),
         host=options.host,
         port=check_int(options.port, "port", low=0, high=65_535),
-        settings=Settings(worker_lease_s=lease_s, backend=options.backend, pool=pool),
+        settings=Settings(worker_lease_s=lease_s, backend=options.backend, pool=pool, offers=offers),
         take_over=options.take_over,
         shut_down_before=options.shut_down_before,
         tls=_tls(options),
@@ -207,6 +230,14 @@ def _share(options: ServeOptions) -> Resources:
 def _backend(options: ServeOptions) -> MakeBackend | None:
     if options.backend == "none":
         return None
+    if options.backend == "docker":
+        return lambda running: DockerBackend(
+            running.state_dir,
+            image=options.worker_image,
+            controller_url=running.address,
+            join_token=running.join_token,
+            lease_s=options.worker_lease_s,
+        )
     return lambda running: LocalBackend(
         running.state_dir,
         controller_url=running.address,
@@ -251,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--namespace")
     serve.add_argument("--backend", choices=BACKENDS)
     serve.add_argument("--workers", type=int)
+    serve.add_argument("--worker-image")
     serve.add_argument("--cpu", type=float)
     serve.add_argument("--memory", type=lambda text: parse_bytes(int(text) if text.isdigit() else text, "memory"))
     serve.add_argument("--python")

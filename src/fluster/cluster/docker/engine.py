@@ -186,9 +186,12 @@ class Engine:
         asked = {"fromImage": image, "tag": tag or "latest"}
         await self._progress(_target("/images/create", asked), b"", "", f"image {name!r} cannot be pulled")
 
-    async def build(self, tag: str, context: bytes, labels: Mapping[str, str]) -> None:
+    async def build(
+        self, tag: str, context: bytes, labels: Mapping[str, str], arguments: Mapping[str, str] | None = None
+    ) -> None:
         """Builds an image of a tar with a Dockerfile in it."""
         asked = {"t": tag, "rm": "1", "forcerm": "1", "labels": json.dumps(dict(labels))}
+        asked["buildargs"] = json.dumps(dict(arguments or {}))
         await self._progress(_target("/build", asked), context, "application/x-tar", f"image {tag!r} cannot be built")
 
     async def import_image(self, tag: str, layer: bytes, changes: list[str]) -> None:
