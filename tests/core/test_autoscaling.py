@@ -347,3 +347,15 @@ def test_thousands_of_waiting_jobs_are_looked_at_quickly(jobs: int) -> None:
     found = demand(scenario.state, scenario.now)
     assert len(found.asked) == 100
     assert time.perf_counter() - began < 1.0
+
+
+def test_a_machine_that_falls_silent_before_its_backend_calls_it_ready_is_given_back() -> None:
+    scenario = cluster(NEAR)
+    scenario.launch("a", cpu=4)
+    scenario.turn()
+    (row,) = rows(scenario)
+    joins(scenario, row)
+    scenario.turn()
+    scenario.run("a")
+    scenario.wait(61)
+    assert scenario.state.allocations[row.allocation_id].status is AllocationStatus.RELEASING

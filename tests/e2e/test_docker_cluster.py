@@ -62,7 +62,7 @@ class Lab:
         return f"fluster-{self.name}-{worker}"
 
     def _running_on(self, job_id: str) -> str | None:
-        info = self.cluster.poll(job_id)  # type: ignore[arg-type]
+        info = self.cluster.poll(job_id)
         return info.tasks[0].worker_id if info.status is JobStatus.RUNNING else None
 
     def engine(self, call: Callable[[Engine], Any]) -> None:
@@ -86,8 +86,9 @@ def served(docker_image: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def lab(served: tuple[ControllerServer, str]) -> Iterator[Lab]:
+def lab(served: tuple[ControllerServer, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     server, name = served
+    monkeypatch.setenv("FLUSTER_CA_FILE", str(server.ca_file))
     with Cluster(server.address, token=server.token) as cluster:
         yield Lab(cluster, name)
 

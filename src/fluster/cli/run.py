@@ -60,6 +60,7 @@ def _split(args: list[str]) -> tuple[list[str], bool, list[str]]:
 @click.option("--env", "variables", type=Variable(), metavar="K=V", multiple=True, help="A variable; K alone: as here.")
 @click.option("--workspace", type=_DIRECTORY, help="Send this directory: the command runs in a copy of it.")
 @click.option("--with", "packages", metavar="PACKAGE", multiple=True, help="Install this for it: numpy, 'torch<3'.")
+@click.option("--image", help="A container image to run it in, on workers that have a Docker Engine.")
 @click.option("--timeout", type=Duration(), help="Ends the job after so long: seconds, or 30s, 10m, 1h30m.")
 @click.option("--detach", is_flag=True, help="Print the job's id and leave it running.")
 @cluster_option
@@ -97,6 +98,7 @@ def _request(
     name: str | None,
     priority: str,
     timeout: float | None,
+    image: str | None,
     variables: tuple[tuple[str, str], ...],
     workspace: str | None,
     packages: tuple[str, ...],
@@ -108,7 +110,7 @@ def _request(
         name=name if name is not None else default_name(command),
         entrypoint=Entrypoint.from_command(*command),
         resources=_resources(**sizes),
-        environment=EnvironmentConfig(workspace, pip_packages=packages, env_vars=dict(variables)),
+        environment=EnvironmentConfig(workspace, image, pip_packages=packages, env_vars=dict(variables)),
         timeout_s=timeout,
         priority=priority,
     )

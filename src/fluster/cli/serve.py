@@ -139,7 +139,14 @@ class _GpuCount(click.ParamType[int | str]):
 @click.option("--token-file", type=_FILE, help="Holds a token of `fluster worker token`; needed the first time.")
 @click.option("--ca-file", type=_FILE, help="The authority to believe, where the join token does not name it.")
 @click.option("--state-dir", type=_DIRECTORY, help="Where it keeps everything.  [default: below ~/.local/state]")
-@click.option("--runtime", type=click.Choice(["auto", "process"]), default="auto", show_default=True)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "process", "docker"]),
+    default="auto",
+    show_default=True,
+    help="Processes, containers, or containers for those who ask for an image.",
+)
+@click.option("--image", help="Of containers of those who ask for none.  [default: a public Python image]")
 @click.option("--python", metavar="P", help="Interpreter of functions that ask for none.  [default: this one]")
 @click.option("--cpu", type=float, metavar="N", help="Cores it offers.  [default: all]")
 @click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
@@ -151,6 +158,7 @@ def worker_serve(
     ca_file: Path | None,
     state_dir: Path | None,
     runtime: str,
+    image: str | None,
     python: str | None,
     cpu: float | None,
     memory: str | None,
@@ -174,6 +182,7 @@ def worker_serve(
         ca_file=ca_file.absolute() if ca_file is not None else None,
         state_dir=(state_dir or state_home() / "worker").absolute(),
         runtime=runtime,
+        image=image,
         python=python,
         cpu=check_cpu(cpu) if cpu is not None else None,
         memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,

@@ -152,6 +152,12 @@ class Engine:
             file = tar.extractfile(member) if member is not None and member.isfile() else None
             return None if file is None else file.read()
 
+    async def memory_bytes(self, container: str) -> int:
+        """The most memory it has used so far, where the kernel counts it; else what it uses now. 0: it has ended."""
+        asked = {"stream": "0", "one-shot": "1"}
+        told = (await self._json("GET", f"/containers/{container}/stats", asked) or {}).get("memory_stats") or {}
+        return int(told.get("max_usage") or told.get("usage") or 0)
+
     async def last_lines(self, container: str, lines: int = 5) -> str:
         """The end of what it printed, for a message."""
         asked = {"stdout": "1", "stderr": "1", "tail": str(lines)}

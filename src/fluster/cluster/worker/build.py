@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluster.cluster.attempt.files import write_atomically
+from fluster.cluster.worker import in_image
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.folder import Folder, Notes
@@ -16,8 +17,9 @@ from fluster.cluster.worker.gpu import Gpus
 from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
 from fluster.cluster.worker.ports import Ports
 from fluster.cluster.worker.provision import Provision, Say
-from fluster.cluster.worker.runtime import AttemptStart, Limits, Runtime
+from fluster.cluster.worker.runtime import AttemptStart, ImageFailed, Limits, Runtime
 from fluster.cluster.worker.variables import Surroundings, task_variables, world_size
+from fluster.cluster.worker.venvs import Venv
 from fluster.errors import FlusterError
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Command, EnvironmentSpec, GpuDevice, Payload, ResourceSpec
@@ -58,10 +60,13 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         OSError: This machine has no room for its files.
     """
     environment = spec.environment or EnvironmentSpec()
-    _refuse_unsupported(environment)
     secrets = _secrets(folder, environment)
-    command = _command(spec)
-    python = await _interpreter(environment, site, is_callable=command is None)
+    command, around, inside = _command(spec), site.around, None
+    if (image := _image(environment, site)) is not None:
+        spec, around = in_image.without_submitters_directory(spec), replace(around, base={})
+        environment = spec.environment or EnvironmentSpec()
+        inside = await _look_into(image, environment, site, folder, is_callable=command is None)
+    python = inside.builder if inside else await _interpreter(environment, site, is_callable=command is None)
     workspace = await _unpack_workspace(folder, environment, site, say)
     venv = await site.provision.environment(environment, python, workspace, folder.path, say)
     if venv is not None:
@@ -75,16 +80,18 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
     variables = task_variables(
         folder,
         spec,
-        site.around,
+        around,
         ports=notes.ports,
         master_port=spec.master_port or notes.master_port,
         gpus=notes.gpus,
-        venv=venv.path if venv is not None else None,
+        venv=venv.path if venv is not None and inside is None else None,
         secrets=secrets,
     )
+    if inside is not None and venv is not None:
+        variables = inside.with_packages(variables, venv.path)
     import_path = _import_path(environment, workspace)
     if command is not None:
-        asked = environment.has_field("python") and venv is None
+        asked = environment.has_field("python") and venv is None and inside is None
         variables = _for_command(
             variables, os.path.dirname(python[0]) if asked else "", import_path if workspace else ()
         )
@@ -95,9 +102,12 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         environment=variables,
         working_directory=Path(environment.working_directory or folder.work),
         import_path=import_path,
-        python=venv.python if venv is not None else _other(python[0], site),
-        is_shared=venv is not None,
+        python=_python(site, python[0], venv, inside),
+        is_shared=venv is not None and inside is None,
         limits=limits_of(spec),
+        image=image,
+        read_only=(str(venv.path),) if venv is not None and inside is not None else (),
+        gpus=notes.gpus,
     )
     return start, notes
 
@@ -109,6 +119,31 @@ def _secrets(folder: Folder, environment: EnvironmentSpec) -> dict[str, str]:
         return folder.read_secrets()
     except ValueError as error:
         raise BuildFailed(str(error)) from error
+
+
+def _image(environment: EnvironmentSpec, site: Site) -> str | None:
+    try:
+        return in_image.image_of(environment, site.runtime.images, always=site.runtime.name == "docker")
+    except ImageFailed as error:
+        raise BuildFailed(str(error)) from error
+
+
+async def _look_into(
+    image: str, environment: EnvironmentSpec, site: Site, folder: Folder, *, is_callable: bool
+) -> in_image.Inside:
+    images = site.runtime.images
+    assert images is not None
+    try:
+        return await in_image.look_into(image, environment, images, folder.path, is_callable=is_callable)
+    except (ImageFailed, NoInterpreter) as error:
+        raise BuildFailed(str(error), fluster_fault=getattr(error, "fluster_fault", False)) from error
+
+
+def _python(site: Site, python: str, venv: Venv | None, inside: in_image.Inside | None) -> str | None:
+    """What runs a callable; `None`: the runtime's own interpreter."""
+    if inside is not None:
+        return inside.python
+    return venv.python if venv is not None else _other(python, site)
 
 
 def limits_of(spec: AttemptSpec) -> Limits:
@@ -124,11 +159,6 @@ def limits_of(spec: AttemptSpec) -> Limits:
 def chooses_master_port(spec: AttemptSpec) -> bool:
     """Whether the others of its gang wait for the port this attempt's worker chooses."""
     return world_size(spec) > 1 and spec.master_port == 0
-
-
-def _refuse_unsupported(environment: EnvironmentSpec) -> None:
-    if environment.docker_image:
-        raise BuildFailed("this worker cannot provide docker_image: it runs processes")
 
 
 def _command(spec: AttemptSpec) -> tuple[str, ...] | None:

@@ -25,7 +25,8 @@ class WorkerConfig:
             token its callers show (made when there is none).
         ca_file: The authority that vouches for the controller; `None`: what the join token names, else the system's.
         state_dir: Kept: who this worker is, and its attempts.
-        runtime: "auto" or "process".
+        runtime: "auto": processes, and containers for attempts that ask for an image; or "process", or "docker".
+        image: Of attempts in containers that ask for none; `None`: a public Python image.
         python: Interpreter of callables that ask for none; `None`: the daemon's own.
         cpu, memory_bytes: What is offered; `None`: the machine's.
         gpus: How many, or "auto" to look.
@@ -48,6 +49,7 @@ class WorkerConfig:
     ca_file: Path | None = None
     state_dir: Path = field(default_factory=default_state_dir)
     runtime: str = "auto"
+    image: str | None = None
     python: str | None = None
     cpu: float | None = None
     memory_bytes: int | None = None

@@ -11,6 +11,8 @@ from pathlib import Path
 from fluster.cluster.attempt import lease
 from fluster.cluster.worker import network
 from fluster.cluster.worker.config import WorkerConfig
+from fluster.cluster.worker.docker_runtime import DockerRuntime
+from fluster.cluster.worker.either_runtime import EitherRuntime
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.gpu import GpuInventory, find_gpus
 from fluster.cluster.worker.joined import serve_joined
@@ -18,6 +20,7 @@ from fluster.cluster.worker.lifecycle import GRACE_S
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.parts import Ending, OwnApi, Parts, spawn
 from fluster.cluster.worker.process_runtime import ProcessRuntime
+from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.state import WorkerState
 from fluster.cluster.worker.variables import Surroundings
 
@@ -35,8 +38,8 @@ def run(config: WorkerConfig) -> int:
         NotPermitted: The controller accepts neither credential nor join token.
         ValueError: An option breaks its rule.
     """
-    if config.runtime not in ("auto", "process"):
-        raise ValueError(f"unknown runtime {config.runtime!r}; known are auto, process")
+    if config.runtime not in ("auto", "process", "docker"):
+        raise ValueError(f"unknown runtime {config.runtime!r}; known are auto, process, docker")
     if not (network.is_loopback(config.host) or config.insecure_plaintext_network):
         raise ValueError(
             f"{config.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback,"
@@ -103,13 +106,16 @@ async def _end(state_dir: Path) -> None:
             await manager.close()
 
 
-def _runtime(config: WorkerConfig) -> ProcessRuntime:
+def _runtime(config: WorkerConfig) -> Runtime:
     # The same for a restarted worker: its attempts' control groups bear it.
     name = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
-    return ProcessRuntime(
-        name,
-        python=config.python,
-        cpu_quota=config.cpu_quota,
-        lifeline_fd=config.lifeline_fd,
-        lease=None if config.controller is None else config.state_dir / lease.NAME,
+    lease_file = None if config.controller is None else config.state_dir / lease.NAME
+    containers = DockerRuntime(
+        name, image=config.image, cpu_quota=config.cpu_quota, lease=lease_file, lifeline_fd=config.lifeline_fd
     )
+    if config.runtime == "docker":
+        return containers
+    processes = ProcessRuntime(
+        name, python=config.python, cpu_quota=config.cpu_quota, lifeline_fd=config.lifeline_fd, lease=lease_file
+    )
+    return processes if config.runtime == "process" else EitherRuntime(processes, containers)

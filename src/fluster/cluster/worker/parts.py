@@ -16,7 +16,7 @@ from fluster.cluster.worker import files, network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.gpu import GpuInventory
 from fluster.cluster.worker.manager import JobManager
-from fluster.cluster.worker.process_runtime import ProcessRuntime
+from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.state import WorkerState
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Parts:
     stack: contextlib.AsyncExitStack
     state: WorkerState
     ending: Ending
-    runtime: ProcessRuntime
+    runtime: Runtime
     gpus: GpuInventory
     warm: asyncio.Task[Any]
 

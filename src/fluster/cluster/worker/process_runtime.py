@@ -94,6 +94,10 @@ class ProcessRuntime:
         return "process"
 
     @property
+    def images(self) -> None:
+        """It has no containers."""
+
+    @property
     def enforcement(self) -> str:
         """What holds memory limits here: `v2`, `v1` or `none` (sampled)."""
         return self._cgroups.enforcement
@@ -149,9 +153,9 @@ class ProcessRuntime:
     async def stop(self, uid: str, grace_s: float = 10.0) -> None:
         """SIGTERM to the tree now, SIGKILL after `grace_s`; returns at once; repeating may only shorten the grace."""
         attempt = self._known(uid)
-        if not _order(attempt.directory, stop_order(grace_s)):
+        if not order(attempt.directory, stop_order(grace_s)):
             await attempt.begun.wait()  # too early, by milliseconds, or too late
-            _order(attempt.directory, stop_order(grace_s))
+            order(attempt.directory, stop_order(grace_s))
 
     def logs(self, uid: str) -> LogFiles:
         """Where the attempt's output goes; the files exist once it runs."""
@@ -274,7 +278,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_AT_START)}
 
 
-def _order(directory: Path, order: bytes) -> bool:
+def order(directory: Path, order: bytes) -> bool:
     """Writes to the shim's control FIFO; false if no shim reads it."""
     try:
         descriptor = os.open(directory / files.CONTROL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

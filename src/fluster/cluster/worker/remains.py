@@ -95,7 +95,7 @@ async def end_remains(uid: str, directory: Path) -> ExitRecord | Gone:
     """Ends what is left of an attempt whose shim is gone, and forbids a late one. Nothing of it runs afterwards."""
     if not directory.is_dir():
         return Gone()
-    lock = await _lock(directory)
+    lock = await take_lock_of_ended(directory)
     try:
         if (end := read_exit(directory)) is not None:
             return end
@@ -107,7 +107,12 @@ async def end_remains(uid: str, directory: Path) -> ExitRecord | Gone:
         os.close(lock)
 
 
-async def _lock(directory: Path) -> int:
+async def take_lock_of_ended(directory: Path) -> int:
+    """The lock of an attempt whose shim has ended, or is about to.
+
+    Raises:
+        TimeoutError: It holds on.
+    """
     for _ in range(round(_LOCK_PATIENCE_S / _POLL_S)):
         if (lock := files.take_lock(directory)) is not None:
             return lock

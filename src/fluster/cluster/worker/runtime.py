@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from fluster.cluster.worker.docker_runtime import DockerRuntime as DockerRuntime
     from fluster.cluster.worker.process_runtime import ProcessRuntime as ProcessRuntime
     from fluster.cluster.worker.veil import Veil
 
@@ -33,8 +34,11 @@ class AttemptStart:
         environment: The whole environment of the process.
         working_directory: Where the process starts.
         import_path: Put first on `sys.path` of a callable, in this order.
-        python: Interpreter of a callable; `None` means the worker's own.
+        python: Interpreter of a callable; `None` means the worker's own, in a container `python3`.
         is_shared: That interpreter is of an environment that others will use too: keeping one warm is worth it.
+        image: Of the container it runs in; `None`: it asks for none.
+        read_only: Directories of this machine that a container sees as well, where they are.
+        gpus: Indices of those handed out.
     """
 
     uid: str
@@ -46,6 +50,9 @@ class AttemptStart:
     python: str | None = None
     is_shared: bool = False
     limits: Limits = field(default_factory=Limits)
+    image: str | None = None
+    read_only: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +119,47 @@ class LogFiles:
     veil: Veil | None = None
 
 
+class ImageFailed(Exception):
+    """An image cannot be had, or does not hold what an attempt needs of it.
+
+    Attributes:
+        fluster_fault: The user could not have prevented it: the network, the engine.
+    """
+
+    def __init__(self, message: str, *, fluster_fault: bool = False) -> None:
+        super().__init__(message)
+        self.fluster_fault = fluster_fault
+
+
+class Images(Protocol):
+    """What a runtime of containers knows of images.
+
+    Attributes:
+        image: Of attempts that ask for none.
+    """
+
+    image: str
+
+    async def provide_image(self, image: str) -> str:
+        """Fetches an image unless it is here; its digest. Raises `ImageFailed`."""
+        ...
+
+    async def python_version(self, image: str, python: str) -> str:
+        """`3.11` of an interpreter in an image. Raises `ImageFailed`."""
+        ...
+
+
 class Runtime(Protocol):
     """Runs attempts as process trees. All methods are called on one event loop."""
 
     @property
     def name(self) -> str:
         """`process` or `docker`."""
+        ...
+
+    @property
+    def images(self) -> Images | None:
+        """What it knows of images; `None`: it has no containers."""
         ...
 
     @property
@@ -163,22 +205,31 @@ class Runtime(Protocol):
 
 
 def get_runtime(name: str = "auto") -> Runtime:
-    """The runtime of that name; `auto` is the best there is here.
+    """The runtime of that name; `auto`: processes, and containers for attempts that ask for an image.
 
     Raises:
-        ValueError: There is no runtime of that name, or it is not available yet.
+        ValueError: There is no runtime of that name.
     """
+    from fluster.cluster.worker.docker_runtime import DockerRuntime
+    from fluster.cluster.worker.either_runtime import EitherRuntime
     from fluster.cluster.worker.process_runtime import ProcessRuntime
 
-    if name in ("auto", "process"):
-        return ProcessRuntime()
-    if name == "docker":
-        raise ValueError("the docker runtime is not available yet; use 'process' or 'auto'")
-    raise ValueError(f"no runtime {name!r}; there are 'auto' and 'process'")
+    match name:
+        case "auto":
+            return EitherRuntime(ProcessRuntime(), DockerRuntime())
+        case "process":
+            return ProcessRuntime()
+        case "docker":
+            return DockerRuntime()
+    raise ValueError(f"no runtime {name!r}; there are 'auto', 'process' and 'docker'")
 
 
 def __getattr__(name: str) -> object:
-    """`ProcessRuntime` on first use: it is built on the types above."""
+    """`ProcessRuntime` and `DockerRuntime` on first use: they are built on the types above."""
+    if name == "DockerRuntime":
+        from fluster.cluster.worker.docker_runtime import DockerRuntime
+
+        return DockerRuntime
     if name == "ProcessRuntime":
         from fluster.cluster.worker.process_runtime import ProcessRuntime
 

@@ -68,5 +68,7 @@ def _ready(state: State) -> Iterator[tuple[AllocationRow, list[WorkerRow]]]:
     for worker in state.workers.values():
         by_allocation[worker.allocation_id].append(worker)
     for row in state.allocations.values():
-        if row.status is AllocationStatus.READY and (workers := by_allocation.get(row.allocation_id)):
+        # A worker may join, and fall silent, before its backend calls the machine ready.
+        coming = row.status in (AllocationStatus.REQUESTED, AllocationStatus.READY)
+        if coming and (workers := by_allocation.get(row.allocation_id)):
             yield row, workers
