@@ -27,7 +27,9 @@ def image_of(environment: EnvironmentSpec, images: Images | None, *, always: boo
     asked = environment.docker_image
     if images is None:
         if asked:
-            raise ImageFailed(f"image {asked!r} was asked for, and this worker runs processes only (--runtime process)")
+            raise ImageFailed(
+                f"docker_image {asked!r} was asked for, and this worker runs processes only (--runtime process)"
+            )
         return None
     return asked or (images.image if always else None)
 
