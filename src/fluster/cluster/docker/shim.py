@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import stat
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,13 @@ class ContainerSpec:
     grace_s: float
 
     def write(self, directory: Path) -> None:
-        """Puts it into the attempt's directory."""
-        files.write_json(directory / SPEC, asdict(self))
+        """Puts it into the attempt's directory, without variables: secrets among them are for the job alone."""
+        config = {key: value for key, value in self.config.items() if key != "Env"}
+        files.write_json(directory / SPEC, asdict(replace(self, config=config)))
+
+    def to_json(self) -> bytes:
+        """All of it, for the shim."""
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
     def read(cls, directory: Path) -> ContainerSpec | None:
@@ -70,14 +76,18 @@ class ContainerSpec:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the attempt of a directory to its end, unless somebody else does or did; then a lifeline's descriptor."""
+    """Runs the attempt of a directory to its end, unless somebody else does or did.
+
+    Args:
+        arguments: The directory, and a lifeline's descriptor. What to run is on stdin.
+    """
     directory = Path(arguments[0])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    spec = ContainerSpec(**json.load(sys.stdin))
     lock = files.take_lock(directory)  # held until this process ends
     over = (files.EXIT, files.ABANDONED, files.RUNNING)
-    spec = ContainerSpec.read(directory)
-    if lock is None or spec is None or any((directory / name).exists() for name in over):
+    if lock is None or any((directory / name).exists() for name in over):
         return
     lifeline = int(arguments[1]) if len(arguments) > 1 else None
     asyncio.run(_Watch(directory, spec, lifeline).run())

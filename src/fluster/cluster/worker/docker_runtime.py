@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from fluster.cluster.attempt import files, proc, record
 from fluster.cluster.docker import labels
@@ -233,7 +235,7 @@ class DockerRuntime:
         await asyncio.to_thread(lay_out, start.directory)
         for name in (files.STDOUT, files.STDERR):
             (start.directory / name).touch()
-        ContainerSpec(
+        spec = ContainerSpec(
             name=f"fluster-{self._name}-{start.uid}",
             socket=str(self.engine.socket),
             config=container_config(start, image, self._name, self._cpu_quota),
@@ -242,17 +244,21 @@ class DockerRuntime:
             time_s=start.limits.time_s,
             lease=str(self._lease or ""),
             grace_s=self._time_limit_grace_s,
-        ).write(start.directory)
+        )
+        spec.write(start.directory)
         arguments = [str(start.directory), *map(str, self._lifeline)]
-        return subprocess.Popen(
+        shim = subprocess.Popen(
             [sys.executable, "-P", "-m", "fluster.cluster.docker.shim", *arguments],
             pass_fds=self._lifeline,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,
         )
+        assert shim.stdin is not None
+        await asyncio.to_thread(_tell, shim.stdin, spec.to_json())
+        return shim
 
     async def _begun(self, directory: Path, shim: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + _BEGIN_S
@@ -296,3 +302,8 @@ class DockerRuntime:
         if not said.replace(".", "").isdigit():
             raise ImageFailed(f"the interpreter {python!r} of image {image!r} does not run: {said}")
         return said
+
+
+def _tell(shim: IO[bytes], content: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), shim:  # it ended: that is seen by who waits for it to begin
+        shim.write(content)
