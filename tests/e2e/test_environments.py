@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.lab import Process, wait_until
+from tests.e2e.lab import Process, in_thread, wait_until
 from tests.packages import make_needed_wheels, make_sdist, make_wheel
 
 from fluster import (
@@ -385,6 +385,19 @@ def test_a_build_ends_with_the_last_that_waits_for_it(cluster: LocalCluster, slo
     jobs[1].terminate()
     assert jobs[1].wait(timeout=WITHIN_S).status is JobStatus.STOPPED
     wait_until(lambda: not builders(), "nothing is built any more")
+
+
+def test_the_command_says_what_is_built_while_it_waits(cluster: LocalCluster, slow_package: Path) -> None:
+    environ = {**os.environ, "FLUSTER_TOKEN": read_token_file(cluster._daemon.token_file)}
+    words = [sys.executable, "-m", "fluster", "run", "--name", "built", "--cluster", cluster.address]
+    with subprocess.Popen([*words, "--with", "slow", "--", "true"], env=environ, stderr=subprocess.PIPE) as command:
+        assert command.stderr is not None
+        lines = iter(command.stderr.readline, b"")
+        assert in_thread(lambda: any(b"building: resolving 2 packages (" in line for line in lines)).result(WITHIN_S)
+        command.kill()
+    (job,) = cluster.list_jobs(name_prefix="built", limit=1)
+    cluster.terminate(job.job_id)
+    assert cluster.wait(job.job_id, timeout=WITHIN_S).status is JobStatus.STOPPED
 
 
 def test_what_a_killed_worker_built_ends_and_is_built_again(cluster: LocalCluster, slow_package: Path) -> None:

@@ -135,13 +135,12 @@ class Progress:
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
     def _show(self, info: JobInfo) -> None:
-        if info.status is JobStatus.RUNNING:
-            line = where_it_runs(info)
-            if line and line != self._said:
+        if line := where_it_runs(info):
+            if line != self._said:
                 self._said, self._waits = line, False
                 self._talker.lasting(line)
         elif time.monotonic() - self._since >= _QUIET_S:
-            self._wait_line(f"waiting: {info.pending_reason or 'to be placed'}")
+            self._wait_line(_wait_of(info))
 
     def _wait_line(self, line: str) -> None:
         now, self._waits = time.monotonic(), True
@@ -151,6 +150,12 @@ class Progress:
         if _NUMBERS.sub("", line) != _NUMBERS.sub("", self._said) or now - self._said_at > _REPEAT_S:
             self._said, self._said_at = line, now
             self._talker.lasting(line)
+
+
+def _wait_of(info: JobInfo) -> str:
+    """`waiting: 2 cpu needed, 1 free`, or what is built for it."""
+    reason = info.pending_reason or "to be placed"
+    return reason if info.status is JobStatus.RUNNING and info.pending_reason else f"waiting: {reason}"
 
 
 def where_it_runs(info: JobInfo) -> str:
