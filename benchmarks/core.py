@@ -29,9 +29,11 @@ from fluster.cluster.controller.core.rows import (
     AttemptState,
     Changes,
     JobRow,
+    Quota,
     RequestRow,
     Resources,
     Retry,
+    UserRow,
 )
 from fluster.cluster.controller.core.schedule import Decision, schedule
 from fluster.cluster.controller.core.state import State, drop_finished
@@ -66,7 +68,7 @@ def cluster(workers: int, *, allocations: bool = False) -> State:
     return state
 
 
-def job(index: int, *, tasks: int = 1, gang: bool = True, resources: Resources = ONE_CPU) -> NewJob:
+def job(index: int, *, tasks: int = 1, gang: bool = True, resources: Resources = ONE_CPU, user: str = "") -> NewJob:
     """One that was submitted the later the higher its index."""
     row = JobRow(
         job_id=JobId(f"j{index:06d}"),
@@ -85,6 +87,7 @@ def job(index: int, *, tasks: int = 1, gang: bool = True, resources: Resources =
         scheduling_timeout_s=None,
         ports=(),
         submitted_at=index / 1000,
+        user=user,
     )
     return NewJob(row, b"")
 
@@ -93,12 +96,13 @@ def submit(state: State, jobs: list[NewJob]) -> None:
     apply(state, JobsSubmitted(tuple(jobs), RequestRow("admin", "r", "LaunchJobs", "", "", 0.0)), 0.0)
 
 
-def mixed(tasks: int) -> list[NewJob]:
-    """Single tasks, and in twenty jobs a gang of eight."""
+def mixed(tasks: int, *, users: int = 1) -> list[NewJob]:
+    """Single tasks, and in twenty jobs a gang of eight; of several users in turn."""
     jobs: list[NewJob] = []
     left = tasks
     while left:
-        jobs.append(job(len(jobs), tasks=min(left, 8 if len(jobs) % 20 == 0 else 1)))
+        user = f"u{len(jobs) % users}" if users > 1 else ""
+        jobs.append(job(len(jobs), tasks=min(left, 8 if len(jobs) % 20 == 0 else 1), user=user))
         left -= jobs[-1].row.num_tasks
     return jobs
 
@@ -150,6 +154,19 @@ def decisions() -> Iterator[Timed]:
     yield Timed("schedule: 10,000 tasks of 10,000 sizes wait, all workers free", lambda: schedule(apart, 20.0))
     place(apart, 20.0)
     yield Timed("schedule: 8,000 run, 2,000 of 2,000 sizes wait", lambda: schedule(apart, 21.0))
+
+    shared = cluster(1000)
+    submit(shared, mixed(10_000, users=100))
+    yield Timed("schedule: 10,000 tasks of 100 users wait, all workers free", lambda: schedule(shared, 20.0))
+    place(shared, 20.0)
+    yield Timed("schedule: 8,000 of 100 users run, 2,000 wait", lambda: schedule(shared, 21.0))
+
+    bounded = cluster(1000)
+    for number in range(100):
+        bounded.users[f"u{number}"] = UserRow(f"u{number}", Quota(cpu_milli=40_000), 0.0)
+    submit(bounded, mixed(10_000, users=100))
+    place(bounded, 20.0)
+    yield Timed("schedule: 4,000 of 100 users run, 6,000 wait for quotas", lambda: schedule(bounded, 21.0))
 
     huge = cluster(1000)
     submit(huge, [job(i, tasks=2, resources=Resources(9000 + i)) for i in range(5_000)])

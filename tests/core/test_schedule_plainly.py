@@ -80,7 +80,7 @@ def share_of(use: Use, slots: dict[WorkerId, Slot]) -> float:
         sum(each.memory_bytes for each in have),
         sum(each.gpu for each in have),
     )
-    return max(use.cpu_milli / (cpu or 1), use.memory_bytes / (memory or 1), use.gpu / (gpu or 1))
+    return max(use.cpu_milli * (1 / (cpu or 1)), use.memory_bytes * (1 / (memory or 1)), use.gpu * (1 / (gpu or 1)))
 
 
 def exceeds(state: State, job: JobRow, count: int, use: Use) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fluster.cluster import tokens
@@ -18,6 +18,8 @@ from fluster.errors import NotPermitted
 ALLOCATION_PREFIX = "alloc-"
 """Join token ids that begin so are those of allocations; no other may."""
 _NO_DIGEST = "0" * 64
+_MAX_REMEMBERED = 10_000
+"""Genuine tokens that are recognized without deriving them again; whether they are good is looked at each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class Identity:
                 return f"token:{self.token_id}"
 
 
+_ADMIN = Identity(TokenKind.ADMIN)
+
+
 class Directory(Protocol):
     """What the controller knows of those who may ask."""
 
@@ -90,7 +95,9 @@ class Authenticator:
         self, cluster_key: bytes, admin_token_sha256: str, directory: Directory, clock: Callable[[], float]
     ) -> None:
         self._key = cluster_key
-        self._admin_sha256 = admin_token_sha256
+        self._admin_sha256 = bytes.fromhex(admin_token_sha256)
+        # By the sha256 of the whole token: deriving one again takes several times as long, and each call brings one.
+        self._genuine_ones: dict[bytes, ParsedToken] = {}
         self._directory = directory
         self._clock = clock
 
@@ -101,22 +108,39 @@ class Authenticator:
         """
         if not token:
             return None
-        if hmac.compare_digest(tokens.secret_sha256(token), self._admin_sha256):
-            return Identity(TokenKind.ADMIN)
+        digest = hashlib.sha256(token.encode()).digest()
+        if hmac.compare_digest(digest, self._admin_sha256):
+            return _ADMIN
+        known = self._genuine_ones.get(digest)
+        if known is None and (known := self._genuine(token)) is not None:
+            if len(self._genuine_ones) >= _MAX_REMEMBERED:
+                self._genuine_ones.clear()
+            self._genuine_ones[digest] = known
+        return None if known is None else self._owner(known)
+
+    def _genuine(self, token: str) -> ParsedToken | None:
+        """The parts of a token that the controller derived, or that a worker made of its secret; else None."""
         parsed = tokens.parse_token(token)
-        if parsed is None:
+        if parsed is None or parsed.kind is TokenKind.ADMIN:
             return None
-        match parsed.kind:
+        if parsed.kind is TokenKind.WORKER:  # its owner decides: what is kept of the secret is its hash
+            return replace(parsed, secret=tokens.secret_sha256(parsed.secret))
+        genuine = hmac.compare_digest(self._mac(parsed.kind, parsed.subject), parsed.secret)
+        return replace(parsed, secret="") if genuine else None
+
+    def _owner(self, genuine: ParsedToken) -> Identity | None:
+        """Who has it, if that one is there."""
+        match genuine.kind:
             case TokenKind.ADMIN:
                 return None
             case TokenKind.USER:
-                return self._user(parsed)
+                return self._user(genuine)
             case TokenKind.ATTEMPT:
-                return self._attempt(parsed)
+                return self._attempt(genuine)
             case TokenKind.WORKER:
-                return self._worker(parsed)
+                return self._worker(genuine)
             case TokenKind.JOIN:
-                return self._join(parsed)
+                return _join(genuine)
 
     def still_valid(self, identity: Identity) -> bool:
         """Whether the token would be taken now: a body may come long after the head that brought the token."""
@@ -171,8 +195,8 @@ class Authenticator:
         return tokens.join_token(token_id, self._mac(TokenKind.JOIN, token_id))
 
     def _user(self, parsed: ParsedToken) -> Identity | None:
-        genuine, row = self._genuine(parsed), self._live_user_token(parsed.subject)
-        if not genuine or row is None:
+        row = self._live_user_token(parsed.subject)
+        if row is None:
             return None
         return Identity(TokenKind.USER, user=row.user, namespace=row.namespace, token_id=row.token_id)
 
@@ -182,25 +206,16 @@ class Authenticator:
 
     def _attempt(self, parsed: ParsedToken) -> Identity | None:
         uid = AttemptUid(parsed.subject)
-        if not self._genuine(parsed):
-            return None
         job_id = self._directory.live_attempt_job(uid)
         return None if job_id is None else Identity(TokenKind.ATTEMPT, attempt_uid=uid, job_id=job_id)
 
     def _worker(self, parsed: ParsedToken) -> Identity | None:
         worker_id = WorkerId(parsed.subject)
-        # Also of an unknown worker the digest is made and compared: knowing its id must not show in the time.
+        # Also of an unknown worker digests are compared: knowing its id must not show in the time.
         credential = self._directory.worker_credential(worker_id) or _NO_DIGEST
-        if not hmac.compare_digest(tokens.secret_sha256(parsed.secret), credential):
+        if not hmac.compare_digest(parsed.secret, credential):
             return None
         return Identity(TokenKind.WORKER, worker_id=worker_id)
-
-    def _join(self, parsed: ParsedToken) -> Identity | None:
-        if not self._genuine(parsed):
-            return None
-        token_id = parsed.subject
-        allocation = token_id.removeprefix(ALLOCATION_PREFIX) if token_id.startswith(ALLOCATION_PREFIX) else ""
-        return Identity(TokenKind.JOIN, token_id=token_id, allocation_id=AllocationId(allocation))
 
     def _check_join(self, identity: Identity) -> None:
         if identity.allocation_id:
@@ -214,11 +229,14 @@ class Authenticator:
             why = "has expired or was withdrawn" if expires_at is None else "has expired"  # both are forgotten
             raise NotPermitted(f"the join token {why}; `fluster worker token` makes a new one")
 
-    def _genuine(self, parsed: ParsedToken) -> bool:
-        return hmac.compare_digest(self._mac(parsed.kind, parsed.subject), parsed.secret)
-
     def _mac(self, kind: TokenKind, subject: str) -> str:
         return hmac.new(self._key, f"{_PURPOSE[kind]}:{subject}".encode(), hashlib.sha256).hexdigest()
+
+
+def _join(parsed: ParsedToken) -> Identity:
+    token_id = parsed.subject
+    allocation = token_id.removeprefix(ALLOCATION_PREFIX) if token_id.startswith(ALLOCATION_PREFIX) else ""
+    return Identity(TokenKind.JOIN, token_id=token_id, allocation_id=AllocationId(allocation))
 
 
 _PURPOSE = {TokenKind.USER: "user", TokenKind.ATTEMPT: "attempt", TokenKind.JOIN: "join"}

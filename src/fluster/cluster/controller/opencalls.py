@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fluster.cluster.controller.auth import Authenticator, Identity
@@ -20,6 +19,32 @@ class TokenEnded(Exception):
     """The token of a call that was being answered is no longer valid."""
 
 
+class _Call:
+    """One call. A class, not a generator: each call of a user or a job pays for it."""
+
+    __slots__ = ("_calls", "_ended", "_task", "_who")
+
+    def __init__(self, calls: dict[asyncio.Task[Any], Identity], ended: set[asyncio.Task[Any]], who: Identity) -> None:
+        self._calls, self._ended, self._who = calls, ended, who
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def __enter__(self) -> None:
+        self._calls[self._task] = self._who
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._calls.pop(self._task, None)
+        if self._task in self._ended:
+            self._ended.discard(self._task)
+            if kind is asyncio.CancelledError:
+                self._task.uncancel()
+                raise TokenEnded from None
+
+
+_NOT_LOOKED_AT = nullcontext()
+
+
 class OpenCalls:
     """The calls of users and jobs, each by the task that answers it."""
 
@@ -28,29 +53,9 @@ class OpenCalls:
         self._calls: dict[asyncio.Task[Any], Identity] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
-    @contextmanager
-    def call(self, who: Identity) -> Iterator[None]:
-        """While the block runs, it ends when the token does.
-
-        Raises:
-            TokenEnded: It did.
-        """
-        if who.kind not in _LOOKED_AT:
-            yield
-            return
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls[task] = who
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise TokenEnded from None
-        finally:
-            self._calls.pop(task, None)
-            self._ended.discard(task)
+    def call(self, who: Identity) -> AbstractContextManager[None]:
+        """While the block runs, it ends when the token does: by `TokenEnded`."""
+        return _Call(self._calls, self._ended, who) if who.kind in _LOOKED_AT else _NOT_LOOKED_AT
 
     async def run(self) -> None:
         """Until cancelled."""

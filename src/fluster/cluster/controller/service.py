@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 from connectrpc.code import Code
@@ -48,36 +48,44 @@ class Authorization:
         self, call_next: Callable[[Any, _Context], Awaitable[Any]], request: Any, ctx: _Context
     ) -> Any:
         """Of a call with one answer."""
-        with self._checked(ctx.method.name, request):
-            return await call_next(request, ctx)
+        who, rpc = self._c.caller(), ctx.method.name
+        try:
+            with self._c.calls.call(who):
+                self._check(who, rpc)
+                return await call_next(request, ctx)
+        except Exception as error:
+            self._raise(error, who, rpc, request)
 
     async def intercept_server_stream(
         self, call_next: Callable[[Any, _Context], AsyncIterator[Any]], request: Any, ctx: _Context
     ) -> AsyncIterator[Any]:
         """Of a call with many answers."""
-        with self._checked(ctx.method.name, request):
-            async with aclosing(call_next(request, ctx)) as messages:  # type: ignore[type-var]
-                async for message in messages:
-                    yield message
-
-    @contextmanager
-    def _checked(self, rpc: str, request: Any) -> Iterator[None]:
-        who = self._c.caller()
+        who, rpc = self._c.caller(), ctx.method.name
         try:
             with self._c.calls.call(who):
-                if not (self._c.auth.still_valid(who) and self._is_shown(who)):
-                    raise TokenEnded
-                self._c.auth.authorize(who, rpc)
-                yield
-        except TokenEnded:
+                self._check(who, rpc)
+                async with aclosing(call_next(request, ctx)) as messages:  # type: ignore[type-var]
+                    async for message in messages:
+                        yield message
+        except Exception as error:
+            self._raise(error, who, rpc, request)
+
+    def _check(self, who: Identity, rpc: str) -> None:
+        if not (self._c.auth.still_valid(who) and self._is_shown(who)):
+            raise TokenEnded
+        self._c.auth.authorize(who, rpc)
+
+    def _raise(self, error: Exception, who: Identity, rpc: str, request: Any) -> NoReturn:
+        """Passes the error on; a refusal is noted. That we cannot is none."""
+        if isinstance(error, TokenEnded):
             self._refuse_ended(who, rpc)
-        except (Unreachable, RemoteFault):
-            raise  # we cannot, which is no refusal
-        except (FlusterError, ValueError, ConnectError) as error:
+        if isinstance(error, FlusterError | ValueError | ConnectError) and not isinstance(
+            error, Unreachable | RemoteFault
+        ):
             code = error.code.value if isinstance(error, ConnectError) else code_of(error)
             if code is not None:
                 self._note(who, rpc, f"{code}: {getattr(error, 'message', error)}", request)
-            raise
+        raise error
 
     def _is_shown(self, who: Identity) -> bool:
         """Whether the caller's connection shows the certificate that its token is bound to, where one is."""

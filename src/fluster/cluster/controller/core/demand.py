@@ -60,8 +60,10 @@ def demand(state: State, now: float) -> Demand:
                 found.asked.append(offer)
     shares = Shares(state, {job.user for job, _, _ in gangs}, _whole(state))
     for job, tasks, not_before in shares.in_turn(gangs, state.hold):
-        if not shares.exceeds(job, len(tasks)):  # no machine helps who has all that the quota allows
-            run.give(job, len(tasks), found, may_ask=not_before <= now)
+        if shares.exceeds(job, len(tasks)):
+            continue  # no machine helps who has all that the quota allows
+        run.give(job, len(tasks), found, may_ask=not_before <= now)
+        if shares.counted:
             shares.take(job, len(tasks))
     return found
 

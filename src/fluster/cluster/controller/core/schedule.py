@@ -70,17 +70,19 @@ def schedule(state: State, now: float) -> Decision:
     shares = Shares(state, {job.user for job, _, _ in queue}, placing.whole)
     position = 0
     refused: dict[JobId, tuple[int, int]] = {}
+    counted, bounded = shares.counted, shares.bounded
     for job, tasks, not_before in shares.in_turn(queue, state.hold):
         if not_before > now:
             decision.look_again(not_before)
             decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
-        elif shares.exceeds(job, len(tasks)):
+        elif bounded and shares.exceeds(job, len(tasks)):
             if job.job_id not in decision.waiting:
                 text, would_fit = shares.explain(job, len(tasks))
                 decision.waiting[job.job_id] = Waiting(text, would_fit, position=None)
         elif (members := placing.place(job, tasks)) is not None:
             decision.placed.append(GangPlaced(job.job_id, members))
-            shares.take(job, len(tasks))
+            if counted:
+                shares.take(job, len(tasks))
         else:
             position += 1
             placing.hold_back(job, tasks, position)

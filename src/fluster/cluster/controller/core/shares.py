@@ -7,9 +7,9 @@ by that. Among equals age decides, and so it does where there is one user.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
-from itertools import groupby
+from itertools import chain, groupby
 
 from fluster.cluster.controller.core.capacity import Use
 from fluster.cluster.controller.core.hold import Hold
@@ -40,6 +40,10 @@ class Shares:
         state: Read only.
         users: Those whose gangs wait.
         whole: What all workers have together.
+
+    Attributes:
+        counted: Whether it matters who uses what; `take` has to be told then.
+        bounded: Whether `exceeds` may say so of anybody.
     """
 
     def __init__(self, state: State, users: Collection[str], whole: Use) -> None:
@@ -47,11 +51,15 @@ class Shares:
         self._several = len(users) > 1
         self._quotas = {user: state.quota(user) for user in users if _bounds_tasks(state.quota(user))}
         self._uses: dict[str, Use] = {}
-        if self._several or self._quotas:
+        self.bounded = bool(self._quotas)
+        self.counted = self._several or self.bounded
+        if self.counted:
             self._uses = {user: Use() for user in users}
             self._count()
         # What no worker has nobody can use.
-        self._whole = Use(whole.cpu_milli or 1, whole.memory_bytes or 1, whole.gpu or 1)
+        self._of_cpu, self._of_memory, self._of_gpu = (
+            1 / (have or 1) for have in (whole.cpu_milli, whole.memory_bytes, whole.gpu)
+        )
 
     def _count(self) -> None:
         jobs, uses = self._state.jobs, self._uses
@@ -64,16 +72,20 @@ class Shares:
 
     def share(self, user: str) -> float:
         """The largest part of anything that the user has of all there is."""
-        use, whole = self._uses[user], self._whole
-        return max(use.cpu_milli / whole.cpu_milli, use.memory_bytes / whole.memory_bytes, use.gpu / whole.gpu)
+        use = self._uses[user]
+        cpu, memory, gpu = use.cpu_milli * self._of_cpu, use.memory_bytes * self._of_memory, use.gpu * self._of_gpu
+        most = cpu if cpu > memory else memory  # `max` takes three times as long
+        return gpu if gpu > most else most
 
     def take(self, job: JobRow, count: int) -> None:
-        """So many tasks of the job were placed."""
-        use = self._uses.get(job.user)
-        if use is not None:
-            use.add(job.resources, count)
+        """So many tasks of the job were placed. Only where it is `counted`."""
+        use, need = self._uses[job.user], job.resources
+        use.cpu_milli += need.cpu_milli * count
+        use.memory_bytes += need.memory_bytes * count
+        if need.gpu:
+            use.gpu += need.gpu * count
 
-    def in_turn(self, queue: list[Gang], hold: object) -> Iterator[Gang]:
+    def in_turn(self, queue: list[Gang], hold: object) -> Iterable[Gang]:
         """The gangs in the order in which they are looked at.
 
         Each is looked at, and what was placed told by `take`, before the next is asked for.
@@ -84,33 +96,32 @@ class Shares:
                 room would else be held now for one user's gang and now for another's, and none of them ever start.
         """
         if not self._several:
-            yield from queue
-            return
-        for _, band in groupby(queue, key=lambda gang: gang[0].priority):
-            yield from self._band(list(band), hold if isinstance(hold, Hold) else None)
+            return queue
+        bands = (list(band) for _, band in groupby(queue, key=lambda gang: gang[0].priority))
+        return chain.from_iterable(self._band(band, hold if isinstance(hold, Hold) else None) for band in bands)
 
     def _band(self, band: list[Gang], hold: Hold | None) -> Iterator[Gang]:
+        """One band's, by age: what comes earlier in it is older."""
         first = next((gang[0].user for gang in band if _holds(hold, gang)), None)
-        queues: dict[str, list[Gang]] = {}
-        for gang in reversed(band):
-            queues.setdefault(gang[0].user, []).append(gang)
-        turns = [self._turn(queue[-1], first) for queue in queues.values()]
+        waiting: dict[str, list[int]] = {}
+        for position in reversed(range(len(band))):
+            waiting.setdefault(band[position][0].user, []).append(position)
+        turns = [(self._rank(user, first), positions.pop(), user) for user, positions in waiting.items()]
         heapify(turns)
         while turns:
-            user = turns[0][-1]
-            gang = queues[user].pop()
+            _, position, user = turns[0]
+            gang = band[position]
             yield gang
-            if user == first and _holds(hold, gang):
+            if first is not None and user == first and _holds(hold, gang):
                 first = None
-            if queues[user]:
-                heapreplace(turns, self._turn(queues[user][-1], first))
+            positions = waiting[user]
+            if positions:
+                heapreplace(turns, (self._rank(user, first), positions.pop(), user))
             else:
                 heappop(turns)
 
-    def _turn(self, gang: Gang, first: str | None) -> tuple[float, float, str, int, str]:
-        job, tasks, _ = gang
-        share = _FIRST if job.user == first else self.share(job.user)
-        return share, job.submitted_at, job.job_id, tasks.start, job.user
+    def _rank(self, user: str, first: str | None) -> float:
+        return _FIRST if user == first else self.share(user)
 
     def exceeds(self, job: JobRow, count: int) -> bool:
         """Whether so many tasks of the job would be more than its user may have."""
