@@ -188,10 +188,11 @@ CLIENTS = {
     *("RegisterEndpoint", "RenewEndpoints", "UnregisterEndpoint", "LookupEndpoints", "ListEndpoints"),
 }
 MAY = {
-    TokenKind.ADMIN: CLIENTS | {"ListWorkers", "ListAllocations", "CreateToken", "ListTokens", "RevokeToken"},
+    TokenKind.ADMIN: CLIENTS
+    | {"ListWorkers", "ListAllocations", "CreateToken", "ListTokens", "RevokeToken", "GetWheel"},
     TokenKind.USER: CLIENTS | {"ListWorkers"},
     TokenKind.ATTEMPT: CLIENTS,
-    TokenKind.WORKER: {"RegisterWorker", "SyncWorker", "PushLogs", "PutBlob", "GetBlob"},
+    TokenKind.WORKER: {"RegisterWorker", "SyncWorker", "PushLogs", "PutBlob", "GetBlob", "GetWheel"},
     TokenKind.JOIN: {"RegisterWorker"},
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from protobuf import Message
@@ -35,24 +34,18 @@ RPCS = [method.name for service in pb.desc().services for method in service.meth
 # The table
 
 
-@pytest.fixture(scope="module")
-def _everybody(_site: Site) -> Iterator[tuple[Site, str]]:
-    worker = _site.worker()
-    job_id, _, _ = _site.task(worker)
-    yield _site, worker.specs[next(iter(worker.specs))].token
-    terminate(_site.admin, job_id)
-
-
 @pytest.fixture
-def callers(_everybody: tuple[Site, str], shared: Site) -> dict[TokenKind | None, Api]:
+def callers(alone: Site) -> dict[TokenKind | None, Api]:
     """Somebody of each kind; `None` is nobody."""
+    worker = alone.worker()
+    _, _, task = alone.task(worker)
     return {
-        None: shared.api(None),
-        TokenKind.ADMIN: shared.admin,
-        TokenKind.USER: shared.user("somebody"),
-        TokenKind.ATTEMPT: shared.api(_everybody[1]),
-        TokenKind.WORKER: shared.worker().api(),
-        TokenKind.JOIN: shared.api(join_token(shared.admin)),
+        None: alone.api(None),
+        TokenKind.ADMIN: alone.admin,
+        TokenKind.USER: alone.user("somebody"),
+        TokenKind.ATTEMPT: task,
+        TokenKind.WORKER: worker.api(),
+        TokenKind.JOIN: alone.api(join_token(alone.admin)),
     }
 
 
