@@ -22,6 +22,8 @@ from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import WorkerResources
 
 STREAMS = ("FetchLogs", "GetBlob")
+WAIT = (*STREAMS, "WaitJobs", "SyncWorker", "ListEvents")
+"""These may be asked to wait for what does not come."""
 LONGEST_WAIT_MS = 20
 _SERVICE = "/fluster.cluster.v1.ControllerService/"
 _OURS = ("internal", "unknown", "data_loss")
@@ -251,7 +253,7 @@ class Caller:
         encoding = "json" if as_json else "proto"
         headers = {
             "content-type": f"application/connect+{encoding}" if stream else f"application/{encoding}",
-            "connect-timeout-ms": str(LONGEST_WAIT_MS if rpc in (*STREAMS, "WaitJobs", "SyncWorker") else 20_000),
+            "connect-timeout-ms": str(LONGEST_WAIT_MS if rpc in WAIT else 20_000),
         }
         if token != "":
             headers["authorization"] = f"Bearer {token or self._to.token}"
