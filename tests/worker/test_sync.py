@@ -320,7 +320,7 @@ async def test_a_worker_that_was_away_for_longer_than_its_lease_stops_what_it_fi
         assert end.cause is Cause.WORKER_LOST
 
 
-async def test_a_restarted_worker_keeps_its_credential_and_its_attempts(tmp_path: Path) -> None:
+async def test_a_restarted_worker_renews_its_credential_with_the_old_one_and_keeps_its_attempts(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     async with controller() as fake:

@@ -303,6 +303,26 @@ def test_quotas_are_the_users_and_change_field_by_field(shared: Site) -> None:
     terminate(shared.admin, job_id)
 
 
+def test_what_waits_for_a_quota_says_so_and_others_go_ahead(alone: Site) -> None:
+    alice, bob = alone.user("alice", quota=pb.Quota(cpu=1.0)), alone.user("bob")
+    worker = alone.worker()
+    first, second = launch(alice), launch(alice)
+    his = launch(bob)
+    uids = worker.accept(2)
+
+    why = "the quota of user alice is 1 cpu, 1 used, 1 needed"
+    assert {worker.specs[uid].job_id for uid in uids} == {first, his}
+    assert list(alice(pb.ExplainJobRequest(job_id=second)).reasons) == [f"waiting: {why}"]
+    assert info(alice, second).pending_reason == why
+    (listed,) = [each for each in alone.admin(pb.ListTokensRequest()).tokens if each.user == "alice"]
+    assert (listed.used.cpu, listed.used.jobs) == (1.0, 2)
+    worker.end(next(uid for uid in uids if worker.specs[uid].job_id == first))
+    (uid,) = worker.accept()
+    assert worker.specs[uid].job_id == second
+    for job_id in (second, his):
+        terminate(alone.admin, job_id)
+
+
 def test_a_flood_of_launches_by_a_user_is_refused_and_others_go_on() -> None:
     with site(Settings(max_unfinished_jobs_per_user=3)) as few:
         alice, bob = few.user("alice"), few.user("bob")

@@ -18,6 +18,8 @@ KIND = "RequestRefused"
 ANONYMOUS = "anonymous"
 EVERY_S = 1.0
 """Between two commits of refused requests."""
+AFTER_FAILURE_S = 30.0
+"""A commit that finds the disk full costs a turn and a load of the whole state: strangers must not cause many."""
 MAX_LINES = 20
 """Of one commit: what is refused beyond that is counted, and told in one line more."""
 _MAX_TEXT = 500
@@ -67,19 +69,20 @@ class Refusals:
         """Until cancelled."""
         while True:
             await self._rung.wait()
-            await self.flush()
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(EVERY_S if await self.flush() else AFTER_FAILURE_S)
 
-    async def flush(self) -> None:
-        """Brings what there is into the journal."""
+    async def flush(self) -> bool:
+        """Brings what there is into the journal; whether that could be done."""
         self._rung.clear()
         lines = self._take()
         if not lines:
-            return
+            return True
         try:
             await self._loop.submit(RequestsRefused(lines))
         except FlusterError as error:
             _log.warning("%d lines on refused requests are not in the journal: %s", len(lines), error)
+            return False
+        return True
 
     def _take(self) -> tuple[JournalRow, ...]:
         told, self._told = self._told, {}
