@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import hashlib
+import io
 import os
 import sys
+import tarfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -190,8 +193,6 @@ async def test_the_token_comes_as_a_private_file_and_never_as_a_variable(tmp_pat
 
 
 async def test_a_large_callable_and_a_large_result_travel_as_blobs(tmp_path: Path) -> None:
-    import hashlib
-
     async with controller() as fake, worker(tmp_path, fake.address):
         pickled = cloudpickle.dumps((bytes.__add__, (os.urandom(3_000_000), b"!"), {}))
         sha256 = hashlib.sha256(pickled).hexdigest()
@@ -220,6 +221,33 @@ async def test_a_damaged_callable_fails_the_build_and_not_by_the_users_fault(tmp
         for uid in ("a-1", "a-2"):
             end = await fake.end_of(uid)
             assert (end.cause, end.fluster_fault, end.user_fault) == (Cause.BUILD_FAILED, True, False)
+
+
+def hostile_workspace() -> bytes:
+    buffer, entry = io.BytesIO(), tarfile.TarInfo("../../../evil")
+    entry.size = 1
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(entry, io.BytesIO(b"x"))
+    return buffer.getvalue()
+
+
+async def test_a_workspace_that_leads_out_or_arrives_damaged_fails_the_build_and_harms_nobody(tmp_path: Path) -> None:
+    async with controller() as fake, worker(tmp_path / "state" / "worker", fake.address):
+        content = hostile_workspace()
+        hostile = hashlib.sha256(content).hexdigest()
+        fake.blobs = {hostile: bytearray(content), "ab" * 32: bytearray(b"something else")}
+        for uid, sha256 in (("a-1", hostile), ("a-2", "ab" * 32)):
+            spec = py("print('ran')")
+            spec.environment = EnvironmentSpec(workspace_hash=sha256)
+            await fake.want(uid, spec)
+        end = await fake.end_of("a-1")
+        assert (end.cause, end.user_fault) == (Cause.BUILD_FAILED, True)
+        assert "must not be unpacked: '../../../evil' is no path inside" in end.error_message
+        end = await fake.end_of("a-2")
+        assert (end.cause, end.fluster_fault) == (Cause.BUILD_FAILED, True)
+        assert not list(tmp_path.rglob("evil"))
+        await fake.want("a-3", py("print('lives')"))
+        assert (await fake.end_of("a-3")).cause is Cause.UNSPECIFIED
 
 
 async def test_a_controller_that_goes_away_and_returns_costs_nothing(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def _docker() -> Check:
 def _cache_dir() -> Path:
     from fluster.cluster.worker.cache import default_cache_dir
 
-    return default_cache_dir()
+    return default_cache_dir(state_home())
 
 
 def _disk(name: str, directory: Path) -> Check:

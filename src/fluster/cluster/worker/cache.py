@@ -18,10 +18,13 @@ DEFAULT_CAP_BYTES = 20 * 1024**3
 _LOOK_S = 0.05
 
 
-def default_cache_dir() -> Path:
-    """Of this user on this machine, whatever worker asks."""
+def default_cache_dir(without_home: Path) -> Path:
+    """Of this user on this machine, whatever worker asks; `without_home` where the user has no home directory."""
     home = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "fluster"
+    try:
+        return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "fluster"
+    except RuntimeError:
+        return without_home
 
 
 @dataclass(frozen=True, slots=True)

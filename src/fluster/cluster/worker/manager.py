@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from fluster.cluster.worker.attempts import Attempts
 from fluster.cluster.worker.build import Site
-from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
+from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES, default_cache_dir
 from fluster.cluster.worker.delivery import Delivery, StaysHere
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.folder import Folders, Notes, lean
@@ -74,7 +75,10 @@ class JobManager:
         gpus = gpus or GpuInventory()
         around = surroundings or Surroundings(worker_id="standalone", base=dict(os.environ), has_gpus=gpus.count > 0)
         delivery = delivery or StaysHere()
-        provision = Provision(delivery, around.base, directory=cache_dir, cap_bytes=cache_cap_bytes)
+        # A name that nobody can have made before: this directory is shared with other users.
+        elsewhere = Path(tempfile.gettempdir(), f"fluster-cache-{secrets.token_hex(8)}")
+        cache = cache_dir or default_cache_dir(self._state_dir or elsewhere)
+        provision = Provision(delivery, around.base, directory=cache, cap_bytes=cache_cap_bytes)
         self._site = Site(runtime, delivery, Ports(), Gpus(gpus), around, provision, python, may_start)
         self._on_change = on_change or (lambda _urgent: None)
         self._turns = Turns(max_concurrent_jobs)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fluster.cluster.archive import BadArchive
-from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES, default_cache_dir
+from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.recipe import BadProject, Project, Recipe, read_project, uv_settings
@@ -26,7 +26,7 @@ class Provision:
     Args:
         delivery: Where archives and Fluster's wheel come from.
         environment: Of the daemon: it says where packages come from.
-        directory: The cache; default: this user's on this machine.
+        directory: The cache.
         cap_bytes: What environments may take in it.
     """
 
@@ -35,10 +35,10 @@ class Provision:
         delivery: Delivery,
         environment: Mapping[str, str],
         *,
-        directory: Path | None = None,
+        directory: Path,
         cap_bytes: int = DEFAULT_CAP_BYTES,
     ) -> None:
-        self._directory = directory or default_cache_dir()
+        self._directory = directory
         self._delivery = delivery
         self._environment = environment
         self._archives = Archives(self._directory / "workspaces", delivery)
