@@ -280,6 +280,12 @@ def test_commands_start_in_the_workspace_with_its_extras_and_lock(far: Cluster, 
     (project / "requirements.lock").write_text("moo==2.0\nherd==1.0\n")
     info = failed(far, python(code, environment))
     assert "unsatisfiable" in (info.error_message or ""), "a lock is kept to"
+    (project / "requirements.lock").unlink()
+    pyproject = project / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace(">=3.11", ">=3.99"))
+    info = failed(far, python(code, environment))
+    assert "the workspace's project needs Python >=3.99, and " in (info.error_message or "")
+    pyproject.write_text(pyproject.read_text().replace(">=3.99", ">=3.11"))
     info = failed(far, python(code, EnvironmentConfig(workspace=str(project), extras=["none"])))
     assert "none" in (info.error_message or "")
 

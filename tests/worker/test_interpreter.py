@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
+from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter, satisfies
 
 OWN = "{}.{}.{}".format(*sys.version_info[:3])
 
@@ -75,3 +75,23 @@ async def test_what_is_missing_or_no_python_is_named(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("text")
     with pytest.raises(NoInterpreter, match="does not run as a Python"):
         await choose_interpreter(str(tmp_path / "plain"), None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_met"),
+    [
+        *[("", True), (">=3.11", True), (">=3.12", False), (">=3.11,<3.12", True), (">=3.9, <3.11", False)],
+        *[("==3.11.*", True), ("==3.11", False), ("!=3.11.*", False), ("!=3.11.7", False), ("!=3.11", True)],
+        *[("~=3.10", True), ("~=3.12", False), ("~=3.11.2", True), ("~=3.11.8", False), ("~=4.0", False)],
+        *[
+            (">3.11", True),
+            (">3.11.7", False),
+            ("<=3.11", False),
+            ("<=3.11.7", True),
+            ("<4", True),
+            ("gibberish", True),
+        ],
+    ],
+)
+def test_a_projects_python_is_compared_as_versions_are(wanted: str, is_met: bool) -> None:
+    assert satisfies("3.11.7", wanted) is is_met

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from functools import cache
 _OWN_VERSION = "{}.{}.{}".format(*sys.version_info[:3])
 _ASK = "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"
 _ASK_TIMEOUT_S = 30.0
+_CLAUSE = re.compile(r"\s*(?P<operator>~=|==|!=|>=|<=|>|<)\s*(?P<version>\d+(\.\d+)*)(?P<any>\.\*)?\s*")
 
 
 class NoInterpreter(ValueError):
@@ -52,6 +54,36 @@ def same_interpreter(one: str, other: str) -> bool:
         return True
     # The directory decides on the environment, what the link leads to on the interpreter.
     return os.path.dirname(one) == os.path.dirname(other) and os.path.realpath(one) == os.path.realpath(other)
+
+
+def satisfies(version: str, wanted: str) -> bool:
+    """Whether a version is one that `requires-python` names; what is no clause excludes none."""
+    return all(_meets(_numbers(version), clause) for clause in map(_CLAUSE.fullmatch, wanted.split(",")) if clause)
+
+
+def _meets(have: tuple[int, ...], clause: re.Match[str]) -> bool:
+    operator, numbers, any_below = clause["operator"], _numbers(clause["version"]), bool(clause["any"])
+    at = have[: len(numbers)] if any_below else have
+    wanted = numbers if any_below else numbers + (0,) * (len(have) - len(numbers))
+    match operator:
+        case "==":
+            return at == wanted
+        case "!=":
+            return at != wanted
+        case "~=":
+            return have >= wanted and have[: len(numbers) - 1] == numbers[:-1]
+        case ">=":
+            return have >= wanted
+        case "<=":
+            return have <= wanted
+        case ">":
+            return have > wanted
+        case _:
+            return have < wanted
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def minor(version: str) -> str:

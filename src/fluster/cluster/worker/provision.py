@@ -9,6 +9,7 @@ from fluster.cluster.archive import BadArchive
 from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.failures import BuildFailed
+from fluster.cluster.worker.interpreter import satisfies
 from fluster.cluster.worker.recipe import BadProject, Project, Recipe, read_project, uv_settings
 from fluster.cluster.worker.uv import Fault, UvFailed
 from fluster.cluster.worker.venvs import NoUv, Venv, Venvs
@@ -97,6 +98,11 @@ class Provision:
             raise BuildFailed(f"extras {', '.join(spec.extras)} are a project's, and the job has no workspace with one")
         if project is None and not spec.pip_packages:
             return None
+        if project is not None and not satisfies(python[1], project.requires_python):
+            raise BuildFailed(
+                f"the workspace's project needs Python {project.requires_python}, and {python[0]} is {python[1]}:"
+                " ask for another one with EnvironmentConfig(python=…)"
+            )
         wheel = await self._wheel()
         with open(wheel, "rb") as file:
             sha256 = sha256_of(file)
