@@ -7,6 +7,10 @@ ARGS ?=
 KILLS ?= 1000
 CUTS ?= 10000
 FAULTS ?= 300
+# How often its escapees try, how often it loses work, how many launches it sends up to five times.
+ESCAPES ?= 50
+LOSSES ?= 300
+LAUNCHES ?= 10000
 # How often it has controllers crash at every boundary of a job's life, and how many jobs it has die with their logs.
 CRASHES ?= 5
 DEATHS ?= 1000
@@ -44,7 +48,9 @@ test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docke
 
 # One after the other, each beside nothing else: what they measure is the machine's.
 chaos: $(READY)  ## the long form of kills, crashes, deaths, power cuts and network faults: hours; shorter; see docs/reliability.md
-	FLUSTER_CHAOS_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/e2e/test_chaos.py $(ARGS)
+	FLUSTER_CHAOS_ROUNDS=$(KILLS) FLUSTER_CHAOS_LOSSES=$(LOSSES) FLUSTER_CHAOS_LAUNCHES=$(LAUNCHES) \
+	  $(BIN)/python -m pytest -s tests/e2e/test_chaos.py tests/e2e/test_chaos_running.py $(ARGS)
+	FLUSTER_ESCAPES=$(ESCAPES) $(BIN)/python -m pytest tests/worker/process/test_escape.py $(ARGS)
 	FLUSTER_CRASH_ROUNDS=$(CRASHES) $(BIN)/python -m pytest -s tests/e2e/test_crash_points.py $(ARGS)
 	FLUSTER_DEATHS=$(DEATHS) $(BIN)/python -m pytest -s tests/e2e/test_last_lines.py $(ARGS)
 	FLUSTER_CROWD=10000 $(BIN)/python -m pytest tests/cluster/controller/test_crowds.py $(ARGS)

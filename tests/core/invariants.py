@@ -126,7 +126,8 @@ def _no_worker_holds_more_than_it_has(state: State, shrunk: Collection[str]) -> 
         assert {attempt.uid for attempt in held} == state.held.get(worker.worker_id, {}).keys()
         if worker.worker_id in shrunk:
             continue
-        needs = [state.jobs[attempt.job_id].resources for attempt in held]
+        here = [attempt for attempt in held if attempt.placed_at >= worker.registered_at]
+        needs = [state.jobs[attempt.job_id].resources for attempt in here]
         assert sum(need.cpu_milli for need in needs) <= worker.resources.cpu_milli
         assert sum(need.memory_bytes for need in needs) <= worker.resources.memory_bytes
         assert sum(need.gpu for need in needs) <= worker.resources.gpu

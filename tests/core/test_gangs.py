@@ -2,6 +2,7 @@ import pytest
 from tests.core.scenario import Scenario
 
 from fluster.cluster.controller.core.rows import AttemptState, Charge, Retry
+from fluster.cluster.ids import WorkerId
 from fluster.cluster.states import Cause, JobStatus, TaskState
 
 LEASE = 300 + 10 + 5
@@ -263,3 +264,24 @@ def test_a_gang_whose_machines_are_all_lost_is_charged_one_preemption(pair: Scen
     charged = [charge for _, _, charge in causes(pair)]
     assert sorted(charged) == [Charge.NONE, Charge.PREEMPTION]
     assert pair.states("g") == [TaskState.PENDING] * 2
+
+
+def test_a_member_that_exited_on_a_machine_that_is_gone_reserves_nothing_on_the_next_of_its_name(
+    scenario: Scenario,
+) -> None:
+    scenario.machine("m", "h", cpu=8)
+    scenario.worker("w", cpu=4)
+    scenario.launch("gang", tasks=3, cpu=4)
+    scenario.run("gang")
+    on_h = [attempt.task for attempt in scenario.all_attempts("gang") if attempt.worker_id == "h"]
+    for task in on_h:
+        scenario.exit("gang", task=task)
+    scenario.gone("m")
+    scenario.now += 10
+    scenario.machine("m", "h", cpu=4)
+
+    assert len(on_h) == 2
+    assert scenario.state.free(scenario.state.workers[WorkerId("h")]).cpu_milli == 4_000
+    scenario.launch("next", cpu=4)
+    scenario.turn()
+    assert scenario.attempt("next").worker_id == "h"

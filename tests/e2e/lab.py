@@ -164,11 +164,11 @@ class Witness:
         directory.mkdir(parents=True)
         return cls(directory)
 
-    def request(self, *, request_id: str | None = None, max_preemptions: int = 0) -> JobRequest:
-        """One that may not be tried again: a second attempt would make it fail."""
+    def request(self, *, request_id: str | None = None, max_preemptions: int = 0, lingers: bool = False) -> JobRequest:
+        """One that may not be tried again: a second attempt would make it fail. `lingers`: it prints less."""
         return JobRequest(
             "witness",
-            Entrypoint.from_callable(programs.testify, self.directory),
+            Entrypoint.from_callable(programs.linger if lingers else programs.testify, self.directory),
             SMALL,
             retry=RetryPolicy(max_failures=0, max_preemptions=max_preemptions, backoff_s=0.01),
             request_id=request_id,

@@ -11,13 +11,22 @@ from pathlib import Path
 
 def testify(directory: Path) -> int:
     """Notes that it runs, prints numbered lines until there is a gate, and returns how many it printed."""
+    return _testify(directory, 0.002)
+
+
+def linger(directory: Path) -> int:
+    """The same for a long time: it prints less."""
+    return _testify(directory, 0.05)
+
+
+def _testify(directory: Path, pause_s: float) -> int:
     with (directory / "runs").open("a") as file:
         file.write(f"{os.getpid()}\n")
     lines = 0
     while not (directory / "gate").exists():
         print(lines)
         lines += 1
-        time.sleep(0.002)
+        time.sleep(pause_s)
     return lines
 
 

@@ -51,11 +51,12 @@ def insist(ask: Callable[[], T]) -> T:
 
 
 class Load:
-    """Launches jobs without pause, each under a request id of its own, and each more than once."""
+    """Launches jobs without pause, each under a request id of its own, and each one to five times."""
 
-    def __init__(self, cluster: LocalCluster, directory: Path) -> None:
+    def __init__(self, cluster: LocalCluster, directory: Path, seed: int) -> None:
         self._cluster = cluster
         self._directory = directory
+        self._seed = seed
         self._stop = threading.Event()
         self.acknowledged: dict[str, JobId] = {}
         self.errors: list[BaseException] = []
@@ -74,12 +75,13 @@ class Load:
 
     def _run(self, thread: int) -> None:
         number, waiting = 0, deque[JobId]()
+        chance = random.Random(f"{self._seed}:{thread}")
         try:
             while not self._stop.is_set():
                 name = f"job-{thread}-{number}"
                 entrypoint = Entrypoint.from_callable(programs.note_run, self._directory, name)
                 request = JobRequest(name, entrypoint, lab.SMALL, retry=RETRY, request_id=name)
-                job_ids = {insist(partial(self._cluster.launch, request)) for _ in range(2)}
+                job_ids = {insist(partial(self._cluster.launch, request)) for _ in range(chance.randint(1, 5))}
                 assert len(job_ids) == 1
                 self.acknowledged[name] = job_ids.pop()
                 number += 1
@@ -125,7 +127,7 @@ def test_kills_under_load_lose_nothing_and_run_nothing_twice(tmp_path: Path, vic
     print(f"CHAOS_SEED={seed}")  # shown when the test fails
     chance = random.Random(seed)
     with LocalCluster(cpu=4, memory="8GB") as cluster:
-        load = Load(cluster, tmp_path)
+        load = Load(cluster, tmp_path, seed)
         with load.running():
             for _ in range(rounds(6)):
                 if chance.random() < 0.8:

@@ -1,6 +1,10 @@
-"""Programs that try to outlive their attempt: all are gone when it ends, with control groups and without."""
+"""Programs that try to outlive their attempt: all are gone when it ends, with control groups and without.
+
+`FLUSTER_ESCAPES` sets how often each tries.
+"""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,7 @@ from typing import Any
 import pytest
 
 GRACE_S = 0.3
+_TRIES = range(int(os.environ.get("FLUSTER_ESCAPES", "1")))
 
 PRELUDE = """
 import os, signal, sys
@@ -176,10 +181,11 @@ rest()
 }
 
 
+@pytest.mark.parametrize("attempt", _TRIES)
 @pytest.mark.parametrize("enforcement", ["auto", "none"])
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_nothing_of_the_tree_survives(
-    lab: Any, until: Any, alive: Any, tmp_path: Path, name: str, enforcement: str
+    lab: Any, until: Any, alive: Any, tmp_path: Path, name: str, enforcement: str, attempt: int
 ) -> None:
     count, program = PROGRAMS[name]
     tree = tmp_path / "tree"
@@ -187,12 +193,12 @@ async def test_nothing_of_the_tree_survives(
     prelude = PRELUDE.format(tree=str(tree))
     source = f"PRELUDE = {prelude!r}\n{prelude}\n{program}"
     async with lab(enforcement=enforcement) as it:
-        attempt = it.attempt(command=(sys.executable, "-S", "-c", source))
-        await it.runtime.start(attempt)
+        trial = it.attempt(command=(sys.executable, "-S", "-c", source))
+        await it.runtime.start(trial)
         until(lambda: len(list(tree.iterdir())) >= count)
         if "exits 0" not in name:
-            await it.runtime.stop(attempt.uid, GRACE_S)
-        end = await asyncio.wait_for(it.runtime.wait(attempt.uid), GRACE_S + 2)
+            await it.runtime.stop(trial.uid, GRACE_S)
+        end = await asyncio.wait_for(it.runtime.wait(trial.uid), GRACE_S + 2)
     survivors = [path.name for path in tree.iterdir() if alive(int(path.name))]
     assert not survivors
     if "exits 0" in name:

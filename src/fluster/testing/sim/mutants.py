@@ -402,7 +402,7 @@ MUTANTS: dict[str, Mutant] = {
     "all-silence-proves-death": Mutant(
         "machines are given back when the controller hears none of them",
         lambda: [(silence, "listen", lambda _: None)],
-        _hurting(replace(CALM, blackouts=30, blackout_s=90), _STEADY, lease_s=300.0),
+        _hurting(replace(CALM, blackouts=30, blackout_s=250), _STEADY, lease_s=300.0, workers=16),
     ),
     "answer-before-commit": Mutant(
         "what is answered may be lost",

@@ -63,6 +63,8 @@ _LATE_S = 60.0
 """A controller that stood still, or has no room to commit, looks at the time later."""
 
 
+_DARK_S = 35.0
+"""After so long of a blackout everybody has been silent for longer than anybody who is heard."""
 _BACK_S = 30.0
 """So soon after a blackout nobody has to have been heard yet: requests on broken connections run out first."""
 
@@ -81,6 +83,7 @@ class Rules:
         self._names: dict[str, JobId] = {}
         self._children: defaultdict[JobId, list[JobId]] = defaultdict(list)
         self._held: defaultdict[WorkerId, dict[AttemptUid, None]] = defaultdict(dict)
+        self._placed_at: dict[AttemptUid, float] = {}
         self._endpoints: defaultdict[AttemptUid, dict[EndpointId, None]] = defaultdict(dict)
         self._offered: defaultdict[str, dict[AllocationId, None]] = defaultdict(dict)
 
@@ -135,6 +138,7 @@ class Rules:
             self._is_true(old, row)
         else:
             held[row.uid] = None
+            self._placed_at[row.uid] = row.placed_at
         if old is not None and old.state in ENDED_STATES and row != replace(old, charge=row.charge):
             raise InvariantBroken(
                 "terminal states are final", f"{old} became {row}", job=row.job_id, worker=row.worker_id
@@ -195,9 +199,8 @@ class Rules:
         if held and before is not row.status and any(f"{name}: idle" in line.message for line in told):
             raise InvariantBroken("machines with work are not idle", f"{name} has {[*held]}", worker=name)
         self._offers_hold(row)
-        if row.status is AllocationStatus.RELEASING and any(
-            line.message.startswith(f"{name}: silent") for line in told
-        ):
+        lost = any((line.kind, line.worker_id) == ("WorkerLost", name) for line in told)
+        if not lost and any(line.message.startswith(f"{name}: silent") for line in told):
             self._is_no_blackout(row)
 
     def _offers_hold(self, row: AllocationRow) -> None:
@@ -213,7 +216,7 @@ class Rules:
     def _is_no_blackout(self, row: AllocationRow) -> None:
         """Nobody is given back for silence that is the controller's own."""
         network, now, name = self._sim.network, self._sim.clock.now, str(row.allocation_id)
-        dark = now - network.dark_since >= self._sim.settings.silent_release_s and now < network.dark_until + _BACK_S
+        dark = now - network.dark_since >= _DARK_S and now < network.dark_until + _BACK_S
         machine = self._sim.machines.get(name)
         if not dark or machine is None or not machine.is_well or self._heard_of(row.backend) <= silence.FEW:
             return
@@ -299,9 +302,10 @@ class Rules:
 
     def _room(self, worker_id: WorkerId) -> None:
         worker = self._store.kept.get((WorkerRow, worker_id))
-        held = self._held[worker_id]
-        if not isinstance(worker, WorkerRow) or not held:
+        if not isinstance(worker, WorkerRow):
             return
+        # What was placed before is of an earlier machine of that name: it is gone, and its gang is not yet.
+        held = [uid for uid in self._held[worker_id] if self._placed_at[uid] >= worker.registered_at]
         cpu = memory = 0
         for uid in held:
             need = self._store.jobs[JobId(uid.split(".")[0])].resources

@@ -165,10 +165,14 @@ class State:
         return self.jobs[attempt.job_id].resources
 
     def room(self, worker: WorkerRow) -> Room:
-        """What the worker has left, derived from the attempts it holds."""
+        """What the worker has left, derived from the attempts it holds.
+
+        Members of a gang that had exited on an earlier machine of its name, one that is gone, reserve nothing here.
+        """
         left, jobs = room(worker.resources), self.jobs
         for attempt in self.held.get(worker.worker_id, {}).values():
-            left.take(jobs[attempt.job_id].resources)
+            if attempt.placed_at >= worker.registered_at:
+                left.take(jobs[attempt.job_id].resources)
         return left
 
     def free(self, worker: WorkerRow) -> Resources:
