@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -208,6 +209,8 @@ def _find_python(version: str) -> str | None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with code of its own, a dependency, and what git ignores."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     root = tmp_path / "project"
     (root / "src" / "inner").mkdir(parents=True)
     (root / "pyproject.toml").write_text(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ def git(root: Path, *words: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     root = tmp_path / "repository"
     write(root, "tracked.py", "deleted.py", "tracked_but_ignored.log", "new.py", "ignored.log", "build/x", "ä/ö.py")
     write(root, ".gitignore")
