@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from fluster import (
     Cluster,
     ClusterResolver,
     Entrypoint,
+    EnvironmentConfig,
     JobRequest,
     JobStatus,
+    LocalCluster,
     ResourceConfig,
     RetryPolicy,
 )
@@ -164,3 +167,64 @@ def test_a_container_cut_from_the_network_for_a_moment_goes_on(lab: Lab) -> None
         time.sleep(2.0)  # shorter than it takes to be given back
     assert job.result(timeout=WITHIN_S) == 50
     assert job.info().tasks[0].attempt == 1
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_jobs_through_four_containers_leave_no_container_or_volume(lab: Lab) -> None:
+    small = ResourceConfig.with_cpu(cpu=0.1, memory="20MB")
+    jobs = lab.cluster.launch_group(
+        [JobRequest(f"j{number}", Entrypoint.from_command("true"), small) for number in range(200)]
+    )
+    wait_until(lambda: len(lab.containers()) == 4, "four machines are there", WITHIN_S)
+    assert all(each["Mounts"] == [] for each in lab.containers())
+    ended = lab.cluster.wait(jobs, timeout=150.0)
+    assert [info.status for info in ended] == [JobStatus.SUCCEEDED] * 200
+    assert len({info.tasks[0].worker_id for info in ended}) == 4
+    wait_until(lambda: lab.containers() == [], "idle machines are given back", WITHIN_S)
+
+
+@pytest.fixture(scope="module")
+def local_cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(cpu=2, memory="2GB") as cluster:
+        yield cluster
+
+
+def in_image(image: str, entrypoint: Entrypoint, name: str = "contained") -> JobRequest:
+    return JobRequest(name, entrypoint, TASK, EnvironmentConfig(docker_image=image, env_vars={"GREETING": "hello"}))
+
+
+def where() -> tuple[str, bool, str]:
+    from fluster import current_cluster
+
+    return os.environ["GREETING"], os.path.exists("/.dockerenv"), current_cluster().namespace
+
+
+def test_jobs_run_in_the_image_they_ask_for_and_reach_their_cluster_from_there(
+    local_cluster: LocalCluster, docker_image: str
+) -> None:
+    called = local_cluster.submit(in_image(docker_image, Entrypoint.from_callable(where)))
+    printed = local_cluster.submit(
+        in_image(docker_image, Entrypoint.from_command("sh", "-c", "echo $GREETING; id -un"))
+    )
+    assert called.result(timeout=WITHIN_S) == ("hello", True, "default")
+    printed.result(timeout=WITHIN_S)
+    assert [line.data for line in printed.logs() if line.stream == "stdout"] == ["hello", "nobody"]
+    (told,) = [line.data for line in printed.logs() if "is sha256:" in line.data]
+    assert told.startswith(f"fluster: image {docker_image} is sha256:")
+    local_cluster._rpc.close_idle()
+
+
+def test_an_image_that_is_nowhere_fails_the_build_in_the_registrys_words(local_cluster: LocalCluster) -> None:
+    job = local_cluster.submit(
+        JobRequest(
+            "nowhere",
+            Entrypoint.from_command("true"),
+            TASK,
+            EnvironmentConfig(docker_image="localhost:1/no/such:1"),
+            RetryPolicy(max_preemptions=0),
+        )
+    )
+    info = job.wait(timeout=WITHIN_S)
+    assert info.cause == "build_failed"
+    assert "image 'localhost:1/no/such:1' cannot be pulled" in str(info.error_message)
+    local_cluster._rpc.close_idle()

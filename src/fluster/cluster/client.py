@@ -414,7 +414,8 @@ class Cluster:
         workspace = None if directory is None else self._send(directory)
         payload = partial(
             self._payload,
-            project_by_value=here is None or workspace is not None,
+            # A container sees no directory of this machine, either.
+            project_by_value=here is None or workspace is not None or request.environment.docker_image is not None,
             elsewhere=workspace.files if workspace is not None else frozenset(),
             inline_bytes=inline_bytes,
         )

@@ -117,9 +117,9 @@ def _environment(
     if workspace is not None:
         spec.workspace_hash = workspace.sha256
         spec.workspace_import_path = list(workspace.import_path)
-    if surroundings is not None:
+    if surroundings is not None and environment.docker_image is None:
         python = python or surroundings.python
-        if workspace is None and environment.docker_image is None:
+        if workspace is None:
             # A directory of this machine needs no sending.
             if surroundings.directory:
                 spec.working_directory = surroundings.directory

@@ -59,7 +59,8 @@ _NOT_NEEDED_SUFFIXES = (".a", ".opt-1.pyc", ".opt-2.pyc")
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 _USERS = "root:x:0:0::/root:/bin/sh\nfluster:x:{uid}:{uid}::/home/fluster:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 _GROUPS = "root:x:0:\nfluster:x:{uid}:\nnogroup:x:65534:\n"
-_HOMES = ("home/fluster", "var/lib/fluster")
+_SCRIPT = b"#!/usr/local/bin/python3\nfrom fluster.cli import main\nraise SystemExit(main())\n"
+_HOMES = ("home/fluster", "var/lib/fluster", "var/lib/fluster-join")
 _DIRECTORIES = {
     **{"tmp": 0o1777, "var/tmp": 0o1777, "run": 0o755},
     **{"proc": 0o555, "sys": 0o555, "dev": 0o755, "root": 0o700},
@@ -82,7 +83,7 @@ async def provide_test_image(engine: Engine) -> str:
 async def provide_test_base(engine: Engine) -> str:
     """The same without Fluster, but with pip and all that Fluster needs: large, and the same for a long time."""
     files = dict(_files())
-    tag = f"{NAME}-base:{_digest(files)}"
+    tag = f"{NAME}-base:{_digest(files | {'': Path(__file__)})}"
     with _one_at_a_time():
         if await engine.image(tag) is None:
             layer = _layer({**files, **dict(_libraries(files.values()))}, system=True)
@@ -237,6 +238,7 @@ def _add_system(tar: tarfile.TarFile) -> None:
     for name in _HOMES:
         _add(tar, name, tarfile.DIRTYPE, 0o755, uid=UID)
     _add(tar, "usr/local/bin/python", tarfile.SYMTYPE, 0o777, link="python3")
+    _add(tar, "usr/local/bin/fluster", mode=0o755, content=_SCRIPT)
     _add(tar, "etc/passwd", content=_USERS.format(uid=UID).encode())
     _add(tar, "etc/group", content=_GROUPS.format(uid=UID).encode())
     _add(tar, "etc/nsswitch.conf", content=b"hosts: files dns\n")
