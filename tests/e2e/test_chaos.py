@@ -24,7 +24,7 @@ from fluster.cluster.ids import JobId
 
 T = TypeVar("T")
 _ROUNDS = os.environ.get("FLUSTER_CHAOS_ROUNDS")
-pytestmark = pytest.mark.timeout(60 if _ROUNDS is None else 60 + 5 * int(_ROUNDS))
+pytestmark = pytest.mark.timeout(90 if _ROUNDS is None else 90 + 5 * int(_ROUNDS))
 
 
 def rounds(default: int) -> int:
