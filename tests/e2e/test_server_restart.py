@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -86,11 +87,14 @@ def test_a_second_controller_is_refused_and_one_that_takes_over_ends_the_first(t
                 assert (other.poll(job.job_id).tasks[0].attempt, witness.runs) == (1, [process.pid])
 
 
-def test_beyond_loopback_it_does_not_serve_without_being_told_so(tmp_path: Path) -> None:
+def test_beyond_loopback_it_serves_encrypted_and_says_by_which_authority(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "fluster", "controller", "serve", "--port", "0", "--host", "0.0.0.0"]
-    refused = subprocess.run(
-        [*words, "--state-dir", str(tmp_path / "state")], capture_output=True, text=True, timeout=lab.WITHIN_S
-    )
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "tokens would cross it in plain text" in refused.stderr
-    assert not (tmp_path / "state").exists()
+    state = tmp_path / "state"
+    with subprocess.Popen([*words, "--state-dir", str(state)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as it:
+        assert it.stdout is not None
+        told = json.loads(it.stdout.readline())
+        it.terminate()
+        assert it.wait(lab.WITHIN_S) == 0
+    assert told["address"].startswith("https://")
+    assert told["ca_file"] == str(state / "ca.pem")
+    assert not told["address"].startswith("https://0.0.0.0")

@@ -8,6 +8,7 @@ import os
 import secrets
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -30,6 +31,7 @@ from fluster.actor.protocol import (
     server_proof,
     socket_name,
 )
+from fluster.actor.tls import HELLO_BYTE, AnySocket, TlsSocket
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Doors:
             caller was told.
         tidy: Called every few seconds.
         serve_http: Takes a connection that speaks HTTP, with its first bytes.
+        context: What comes over TCP is encrypted with; `None`: it is not.
     """
 
     def __init__(
@@ -62,10 +65,12 @@ class Doors:
         host: str,
         port: int,
         access_key: str,
-        admit: Callable[[socket.socket, bytes, list[int] | None], tuple[list[bool] | None, Callable[[], None]]],
-        serve_http: Callable[[socket.socket, bytes], None],
+        admit: Callable[[AnySocket, bytes, list[int] | None], tuple[list[bool] | None, Callable[[], None]]],
+        serve_http: Callable[[AnySocket, bytes], None],
         tidy: Callable[[], None],
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        self._context = context
         self._access_key = access_key
         self._admit = admit
         self._serve_http = serve_http
@@ -146,19 +151,22 @@ class Doors:
             _hang_up(oldest)
         greeter.start()
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _greet(self, accepted: socket.socket) -> None:
         """Tells protocols apart, and hands the connection on to those who know what to do with it."""
         keep = False
+        sock: AnySocket = accepted
         try:
             sock.settimeout(GREETING_S)
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._context is not None and accepted.family != socket.AF_UNIX:
+                sock = self._encrypted(accepted, self._context)
             first = sock.recv(HELLO.size)
             if first[: len(OPENING)] == OPENING[: len(first)] and first:
                 keep = self._challenge(sock, first)
             elif first and sock.family != socket.AF_UNIX:
-                self._known(sock)
+                self._known(accepted)
                 if self._browsers.acquire(blocking=False):
                     try:
                         keep = True
@@ -170,18 +178,30 @@ class Doors:
         except Exception:
             _log.exception("a caller could not be served")
         finally:
-            self._known(sock)
+            self._known(accepted)
             if not keep:
                 sock.close()
             with self._lock:
                 self._greeters.discard(threading.current_thread())
+
+    def _encrypted(self, accepted: socket.socket, context: ssl.SSLContext) -> AnySocket:
+        """The same connection after its handshake. Without one only HTTP is served, and that on loopback alone."""
+        first = accepted.recv(len(OPENING), socket.MSG_PEEK)
+        if first[:1] == HELLO_BYTE:
+            encrypted = TlsSocket(accepted, context, server_side=True)
+            encrypted.shake_hands(time.monotonic() + GREETING_S)
+            accepted.settimeout(GREETING_S)
+            return encrypted
+        if first[: len(OPENING)] == OPENING[: len(first)]:
+            raise ConnectionRefusedError("a caller came without encryption")
+        return accepted
 
     def _known(self, sock: socket.socket) -> None:
         """It is no stranger any more."""
         with self._lock:
             self._strangers.pop(sock, None)
 
-    def _challenge(self, sock: socket.socket, first: bytes) -> bool:
+    def _challenge(self, sock: AnySocket, first: bytes) -> bool:
         """Whether the caller has the key, and was let in."""
         until = time.monotonic() + GREETING_S
         first += receive_exactly(sock, HELLO.size - len(first), until)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import socket
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluster.actor.memory import SHARED_FROM_BYTES, Borrowed, Received, Slab, Slabs, copy_into, layout
 from fluster.actor.protocol import BUFFER, HEADER, IN_STREAM, LAST_KIND, MAX_BUFFERS, SLAB, Flag, ProtocolError
+from fluster.actor.tls import AnySocket, TlsSocket
 
 _CHUNK = 64 << 10
 _DIRECT_BYTES = 32 << 10
@@ -64,10 +66,12 @@ class FrameReader:
         max_message_bytes: Of body and buffers of a frame.
     """
 
-    def __init__(self, sock: socket.socket, received: Received, max_message_bytes: int) -> None:
+    def __init__(self, sock: AnySocket, received: Received, max_message_bytes: int) -> None:
         self.borrowed = Borrowed()
         self._sock = sock
         self._passes_descriptors = sock.family == socket.AF_UNIX
+        # What is encrypted has to be turned first: there is nothing to be received in place.
+        self._direct_from = sys.maxsize if isinstance(sock, TlsSocket) else _DIRECT_BYTES
         self._received = received
         self._limit = max_message_bytes
         self._rest = b""
@@ -86,7 +90,8 @@ class FrameReader:
             ProtocolError: What came is no frame.
             OSError: The connection is broken; `BlockingIOError`: nothing has come.
         """
-        if self._to_fill and len(self._to_fill[0]) >= _DIRECT_BYTES:
+        if self._to_fill and len(self._to_fill[0]) >= self._direct_from:
+            assert isinstance(self._sock, socket.socket)
             count = self._sock.recv_into(self._to_fill[0])
             if count == 0:
                 raise EOFError
@@ -111,6 +116,7 @@ class FrameReader:
         if not self._passes_descriptors:
             data = self._sock.recv(_CHUNK)
         else:
+            assert isinstance(self._sock, socket.socket)
             data, ancillary, _, _ = self._sock.recvmsg(_CHUNK, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -331,7 +337,7 @@ def lay_out(message: Message, slabs: Slabs | None, *, acknowledged: int = 0, lef
     return Outgoing(pieces, descriptor, slab, places)
 
 
-def send_pieces(sock: socket.socket, outgoing: Outgoing) -> None:
+def send_pieces(sock: AnySocket, outgoing: Outgoing) -> None:
     """Sends a frame, its descriptor with the first piece; takes off what went, also when it cannot go on.
 
     Raises:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from fluster.actor.http_wire import Ended, Head, Refused, Wire
+from fluster.actor.tls import AnySocket, TlsSocket
 from fluster.rpc.errors import WireError, refusal
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def available() -> bool:
 
 
 def serve_connection(
-    sock: socket.socket,
+    sock: AnySocket,
     first: bytes,
     calls: Calls,
     *,
@@ -98,7 +99,12 @@ def serve_connection(
 
 class _Connection:
     def __init__(
-        self, sock: socket.socket, first: bytes, calls: Calls, max_body_bytes: int, stopping: Callable[[], bool]
+        self,
+        sock: AnySocket,
+        first: bytes,
+        calls: Calls,
+        max_body_bytes: int,
+        stopping: Callable[[], bool],
     ) -> None:
         try:
             # Else the last packet of a long answer would wait for the peer's acknowledgement of the one before.
@@ -107,6 +113,7 @@ class _Connection:
             self._own, self._port = _address(sock.getsockname())
         except OSError as error:  # the peer is gone
             raise Ended from error
+        self._encrypted = isinstance(sock, TlsSocket)
         self._wire = Wire(sock, first, stopping)
         self._calls = calls
         self._max_body_bytes = max_body_bytes
@@ -136,13 +143,13 @@ class _Connection:
         Raises:
             Refused: The request is not for this server, or not from somebody who may ask.
         """
-        if not _is_loopback(self._peer):
+        if not (self._encrypted or _is_loopback(self._peer)):
             raise _forbidden("without TLS, calls over HTTP are taken from this machine's loopback address only")
         host = head.headers.get("host", "")
         if not self._is_own(_host_of(host)):
             raise _forbidden("the Host header names none of this server's names")
         origin = head.headers.get("origin")
-        if origin is not None and origin.lower() != f"http://{host}".lower():
+        if origin is not None and origin.lower() != f"{self._scheme}://{host}".lower():
             raise _forbidden("requests from other origins are refused")
         if head.method != "POST":
             raise Refused(405, refusal("invalid_argument", "RPCs are POST requests"), {"allow": "POST"})
@@ -155,6 +162,10 @@ class _Connection:
         if head.query or not head.path.startswith(_SERVICE_PATH):
             text = f"there is {_SERVICE_PATH}Call and HealthCheck, and nothing else"
             raise Refused(404, WireError("unimplemented", text, "unimplemented"))
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._encrypted else "http"
 
     def _is_own(self, host: str) -> bool:
         """Whether the Host header is no name that somebody else's DNS has led here."""
@@ -210,7 +221,7 @@ class _Connection:
             "CONTENT_TYPE": head.headers["content-type"],
             "CONTENT_LENGTH": str(len(body)),
             "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
+            "wsgi.url_scheme": self._scheme,
             "wsgi.input": io.BytesIO(body),
             "wsgi.errors": complaints,
             "wsgi.multithread": True,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fluster.actor.tls import AnySocket
 from fluster.rpc.errors import WireError, refusal
 
 HEAD_TIMEOUT_S = 10.0
@@ -81,7 +82,7 @@ class Wire:
         stopping: Whether to give up waiting for the peer.
     """
 
-    def __init__(self, sock: socket.socket, first: bytes, stopping: Callable[[], bool]) -> None:
+    def __init__(self, sock: AnySocket, first: bytes, stopping: Callable[[], bool]) -> None:
         self._sock = sock
         self._stopping = stopping
         self._pending = bytearray(first)

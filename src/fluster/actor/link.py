@@ -31,6 +31,8 @@ from fluster.actor.protocol import (
     socket_name,
 )
 from fluster.actor.spin import Spin
+from fluster.actor.tls import AnySocket, TlsSocket, connect_tls
+from fluster.rpc.trust import split_pin
 
 CONNECT_TIMEOUT_S = 10.0
 _MAX_PIECES = 64
@@ -66,7 +68,7 @@ class Link:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: AnySocket,
         access_key: str,
         session: bytes,
         open_calls: Sequence[int] | None,
@@ -300,7 +302,7 @@ def _until(left_ms: int) -> float | None:
     return time.monotonic() + left_ms / 1000 if left_ms else None
 
 
-def let_go(sock: socket.socket) -> None:
+def let_go(sock: AnySocket) -> None:
     """Closes the descriptor without a word to the other end, and whoever else uses the socket."""
     try:
         os.close(sock.detach())
@@ -308,8 +310,8 @@ def let_go(sock: socket.socket) -> None:
         pass
 
 
-def connect(address: str, access_key: str, *, same_host: bool, deadline: float) -> socket.socket:
-    """A socket to the server: a Unix socket where it can be reached by one, else TCP.
+def connect(address: str, access_key: str, *, same_host: bool, deadline: float) -> AnySocket:
+    """A socket to the server: a Unix socket where it can be reached by one, else TCP, encrypted where the key says so.
 
     Raises:
         ConnectionRefusedError: Nobody listens there.
@@ -328,7 +330,19 @@ def connect(address: str, access_key: str, *, same_host: bool, deadline: float) 
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
         # What was sent and is not acknowledged counts as a ping too.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
-    return sock
+    pin = split_pin(access_key)[1]
+    return sock if pin is None else _encrypted(sock, pin, time.monotonic() + timeout)
+
+
+def _encrypted(sock: socket.socket, pin: str, until: float) -> TlsSocket:
+    try:
+        encrypted = connect_tls(sock, pin, until)
+        if encrypted is None:
+            raise Impostor("what answers at the actor's address does not show the actor's certificate")
+    except BaseException:
+        sock.close()
+        raise
+    return encrypted
 
 
 def _connect_here(access_key: str) -> socket.socket | None:
@@ -343,7 +357,7 @@ def _connect_here(access_key: str) -> socket.socket | None:
 
 
 def _prove(
-    sock: socket.socket, access_key: str, session: bytes, open_calls: Sequence[int] | None, until: float
+    sock: AnySocket, access_key: str, session: bytes, open_calls: Sequence[int] | None, until: float
 ) -> tuple[bool, list[bool]]:
     """The challenge, both ways, as the caller; then whether the session was resumed, and which calls are known."""
     sock.settimeout(max(0.001, until - time.monotonic()))
@@ -366,7 +380,7 @@ def _prove(
     return resumed, known
 
 
-def receive_exactly(sock: socket.socket, size: int, until: float | None = None) -> bytes:
+def receive_exactly(sock: AnySocket, size: int, until: float | None = None) -> bytes:
     """So many bytes.
 
     Args:

@@ -12,6 +12,7 @@ from fluster.actor.frames import FrameReader, Message, Outgoing, lay_out, send_p
 from fluster.actor.link import let_go
 from fluster.actor.memory import Received, Slab, Slabs
 from fluster.actor.protocol import Kind
+from fluster.actor.tls import AnySocket
 
 if TYPE_CHECKING:
     from fluster.actor.reactor import Reactor
@@ -33,7 +34,12 @@ class Peer:
     """
 
     def __init__(
-        self, sock: socket.socket, session: Session, reactor: Reactor, received: Received, max_message_bytes: int
+        self,
+        sock: AnySocket,
+        session: Session,
+        reactor: Reactor,
+        received: Received,
+        max_message_bytes: int,
     ) -> None:
         sock.setblocking(False)
         self.session = session

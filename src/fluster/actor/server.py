@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import signal
-import socket
+import ssl
 import threading
 import time
 import weakref
@@ -26,10 +26,12 @@ from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, Kind, bearer_of, p
 from fluster.actor.reactor import Reactor
 from fluster.actor.resolver import ClusterResolver, FixedResolver, Resolver
 from fluster.actor.sessions import Session
+from fluster.actor.tls import AnySocket, server_context
 from fluster.actor.types import ActorContext, ActorId
 from fluster.cluster.context import TaskContext
 from fluster.cluster.validation import check_int, check_name
 from fluster.errors import ActorNotFound, FlusterError
+from fluster.rpc.trust import pinned
 
 if TYPE_CHECKING:
     from fluster.cluster.client import Cluster
@@ -70,7 +72,7 @@ class ActorServer:
         self._port = check_int(port, "port", low=0, high=65_535)
         self._threads = check_int(max_concurrency, "max_concurrency", low=1, high=4_096)
         self._limit = max_message_bytes
-        self._access_key = secrets.token_hex(32)
+        self._access_key, self._tls = self._identity()
         self._lock = threading.RLock()
         self._doors: Doors | None = None
         self._reactor = Reactor()
@@ -268,12 +270,29 @@ class ActorServer:
                 lane.join(_JOIN_S if not lane.has_work else 0.0)
         self._reactor.join(_JOIN_S)
 
+    def _identity(self) -> tuple[str, ssl.SSLContext | None]:
+        """The key by which both ends know each other, and what is encrypted with the certificate that it names."""
+        key = secrets.token_hex(32)
+        file = self._task.certificate_file if self._task is not None else None
+        if file is None:
+            return key, None
+        context, pin = server_context(file)
+        return pinned(key, pin), context
+
     def _bound(self) -> Doors:
         with self._lock:
             if self._doors is None:
                 if self._stopping:
                     raise RuntimeError("the server was shut down")
-                self._doors = Doors(self._host, self._port, self._access_key, self._admit, self._serve_http, self._tidy)
+                self._doors = Doors(
+                    self._host,
+                    self._port,
+                    self._access_key,
+                    self._admit,
+                    self._serve_http,
+                    self._tidy,
+                    self._tls,
+                )
                 OWN_SERVERS[self.address] = self._access_key
             return self._doors
 
@@ -307,7 +326,7 @@ class ActorServer:
     # Callers
 
     def _admit(
-        self, sock: socket.socket, session_id: bytes, open_calls: list[int] | None
+        self, sock: AnySocket, session_id: bytes, open_calls: list[int] | None
     ) -> tuple[list[bool] | None, Callable[[], None]]:
         with self._lock:
             session = self._sessions.get(session_id) if open_calls is not None else None
@@ -362,7 +381,7 @@ class ActorServer:
             raise ActorNotFound(name, f"actor {name!r} is not registered with this server (any more)")
         return hosted
 
-    def _serve_http(self, sock: socket.socket, first: bytes) -> None:
+    def _serve_http(self, sock: AnySocket, first: bytes) -> None:
         from fluster.actor import http
 
         http.serve_connection(sock, first, _Http(self), stopping=lambda: self._stopping)

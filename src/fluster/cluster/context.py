@@ -26,6 +26,7 @@ PORT_PREFIX = "FLUSTER_PORT_"
 TOKEN = "FLUSTER_TOKEN"
 TOKEN_FILE = "FLUSTER_TOKEN_FILE"
 CA_FILE = "FLUSTER_CA_FILE"
+CERTIFICATE_FILE = "FLUSTER_CERTIFICATE_FILE"
 SERVER_PYTHON = "FLUSTER_SERVER_PYTHON"
 SECRET_DEFAULTS = ("HF_TOKEN", "WANDB_API_KEY")
 """Variables of the field that are passed on when set, and travel as secrets."""
@@ -56,6 +57,7 @@ class TaskContext:
         advertise_host: Where other tasks reach it.
         ports: By the name the job gave them, in upper case.
         ca_file: The authority that vouches for the controller; `None`: the system's do, or nothing is encrypted.
+        certificate_file: Certificate and key of this attempt's servers; `None`: they do not encrypt.
     """
 
     cluster_address: str
@@ -71,6 +73,7 @@ class TaskContext:
     advertise_host: str
     ports: Mapping[str, int] = field(default_factory=dict)
     ca_file: str | None = None
+    certificate_file: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> TaskContext | None:
@@ -103,6 +106,7 @@ class TaskContext:
             advertise_host=environ[ADVERTISE_HOST],
             ports=_ports(environ),
             ca_file=environ.get(CA_FILE) or None,
+            certificate_file=environ.get(CERTIFICATE_FILE) or None,
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -121,6 +125,7 @@ class TaskContext:
             ADVERTISE_HOST: self.advertise_host,
             **{f"{PORT_PREFIX}{name.upper()}": str(port) for name, port in self.ports.items()},
             **({CA_FILE: self.ca_file} if self.ca_file is not None else {}),
+            **({CERTIFICATE_FILE: self.certificate_file} if self.certificate_file is not None else {}),
         }
 
 

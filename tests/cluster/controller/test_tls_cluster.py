@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fluster import Cluster, NotPermitted, Unreachable, current_cluster
+from fluster import ActorServer, Cluster, ClusterResolver, NotPermitted, Unreachable, current_cluster
+from fluster.actor import transport
 from fluster.cluster.backend.local import LocalBackend
 from fluster.cluster.config_edit import configure_cluster
 from fluster.cluster.controller.authority import Authority
@@ -22,7 +23,7 @@ from fluster.cluster.ids import WorkerId
 from fluster.cluster.tokens import worker_token
 from fluster.rpc.client import ConnectClient
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
-from fluster.rpc.trust import Trust, pin_of, pinned
+from fluster.rpc.trust import Trust, pin_of, pinned, split_pin
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 
@@ -53,7 +54,35 @@ def test_workers_and_jobs_use_encrypted_connections_and_a_workers_token_needs_it
         job = cluster.submit(_look_around)
         assert job.result(timeout=30) == ["look_around"]
         assert [line.data for line in job.logs(follow=True)] == ["said inside"]
+        _call_an_actor(cluster)
         _speak_for_a_worker_without_its_certificate(controller, backend._workers / "local-0")
+
+
+class Greeter:
+    def greet(self, name: str) -> str:
+        return f"hello {name}"
+
+
+def _serve_a_greeter() -> None:
+    server = ActorServer(current_cluster())
+    server.register("greeter", Greeter())
+    server.serve()
+
+
+def _call_an_actor(cluster: Cluster) -> None:
+    """Over TCP, as from another machine."""
+    job = cluster.submit(_serve_a_greeter)
+    resolver = ClusterResolver(cluster)
+    pool = resolver.lookup("greeter")
+    pool.wait_for_size(1, timeout=30)
+    (endpoint,) = cluster.lookup_endpoints("greeter")
+    assert split_pin(endpoint.access_key or "")[1] is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transport, "SAME_HOST", False)
+        assert pool.call(timeout=20).greet("there") == "hello there"
+    resolver.close()
+    job.terminate()
+    job.wait(timeout=30)
 
 
 def _speak_for_a_worker_without_its_certificate(controller: ControllerServer, state_dir: Path) -> None:

@@ -220,6 +220,7 @@ class Workers:
             environment=self._opened(spec.environment),
             ports=list(job.ports),
             token=self._c.auth.attempt_token(attempt.uid),
+            certificate=self._attempt_certificate(attempt),
             local_rank=world.local_rank,
             local_world_size=world.local_size,
             node_rank=world.node_rank,
@@ -231,6 +232,11 @@ class Workers:
         if job.timeout_s is not None:
             message.timeout_s = job.timeout_s
         return message, size
+
+    def _attempt_certificate(self, attempt: AttemptRow) -> bytes:
+        """For the attempt's own servers; empty where nothing is encrypted."""
+        tls, worker = self._c.tls, self._c.state.workers.get(attempt.worker_id)
+        return tls.attempt_certificate(worker.advertise_host) if tls is not None and worker is not None else b""
 
     def _opened(self, environment: types_pb.EnvironmentSpec | None) -> types_pb.EnvironmentSpec | None:
         """As the worker needs it. Secrets that cannot be opened are sent as they are: no build can use them."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluster.cluster.attempt.files import write_atomically
-from fluster.cluster.controller.authority import Authority, ends_at, names_of, worker_uri
+from fluster.cluster.controller.authority import AUTHORITY_DAYS, Authority, ends_at, names_of, worker_uri
 from fluster.cluster.controller.names import names_here
 from fluster.cluster.ids import WorkerId
 
@@ -106,6 +106,11 @@ class ServerTls:
         if not self.wants_worker_certificates:
             return b""
         return self.authority.certify(request, worker_uri(worker_id), days=WORKER_DAYS)
+
+    def attempt_certificate(self, host: str) -> bytes:
+        """Certificate and key (PEM) for the servers of an attempt on this host, for as long as it may run."""
+        issued = self.authority.issue([host] if host else [], days=AUTHORITY_DAYS)
+        return (issued.certificate + issued.key).encode()
 
     def uri_of(self, worker_id: WorkerId) -> str:
         """How that certificate names the worker."""

@@ -23,7 +23,7 @@ from fluster.rpc.gen.fluster.cluster.v1.types_pb import ExitReport, Payload
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SPEC, _NOTES, _REPORT, _TOKEN = "spec", "notes.", "report", "token"
 _SECRETS, _SECRETS_KEY = "secrets", "secrets.key"
-_WORK, _TMP, _AUTHORITY = "work", "tmp", "ca.pem"
+_WORK, _TMP, _AUTHORITY, _CERTIFICATE = "work", "tmp", "ca.pem", "certificate.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,11 @@ class Folder:
         return self.path / _TOKEN
 
     @property
+    def certificate(self) -> Path:
+        """What the attempt's servers show, with its key; for the attempt's own eyes."""
+        return self.path / _CERTIFICATE
+
+    @property
     def authority(self) -> Path:
         """Whom the attempt is to believe about the controller."""
         return self.path / _AUTHORITY
@@ -127,6 +132,8 @@ class Folder:
         self.tmp.mkdir()
         if (content := _pickled(spec)) is not None:
             _write(self.entrypoint, content)
+        if spec.certificate:
+            _write(self.certificate, spec.certificate)
         if spec.token:
             _write(self.token, spec.token.encode())
         if spec.environment is not None and spec.environment.secrets:
@@ -195,7 +202,7 @@ class Folder:
 def lean(spec: AttemptSpec) -> AttemptSpec:
     """The specification without token, secrets and pickled callable, which are files of their own."""
     kept = AttemptSpec.from_binary(spec.to_binary())
-    kept.token = ""
+    kept.token, kept.certificate = "", b""
     if kept.environment is not None:
         kept.environment.secrets = {}
     kind = kept.entrypoint.kind if kept.entrypoint else None

@@ -95,6 +95,8 @@ def _identity(folder: Folder, spec: AttemptSpec, around: Surroundings) -> dict[s
     }
     if spec.token or folder.token.exists():
         told["TOKEN_FILE"] = str(folder.token)
+    if folder.certificate.exists():
+        told["CERTIFICATE_FILE"] = str(folder.certificate)
     if around.ca_file is not None:
         told["CA_FILE"] = str(folder.authority)
     return {f"{_OURS}{key}": value for key, value in told.items() if value}
