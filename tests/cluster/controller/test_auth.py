@@ -140,6 +140,25 @@ def test_a_users_token_ends_with_its_time_or_when_it_is_withdrawn(auth: Authenti
     assert auth.authenticate(auth.user_token("u1")) is None
 
 
+def test_a_token_that_was_recognized_before_is_looked_at_again(auth: Authenticator, known: Known) -> None:
+    worker = tokens.worker_token(WorkerId("w_1"), SECRET)
+    user, attempt, join = auth.user_token("u1"), auth.attempt_token(AttemptUid("a1")), auth.join_token("t1")
+    before = [auth.authenticate(each) for each in (worker, user, attempt, join)]
+    assert [auth.authenticate(each) for each in (worker, user, attempt, join)] == before
+    assert None not in before
+
+    known.credentials["w_1"] = tokens.secret_sha256(tokens.new_secret())
+    known.users.clear()
+    known.attempts.clear()
+    assert [auth.authenticate(each) for each in (worker, user, attempt)] == [None] * 3
+
+
+def test_tokens_that_strangers_make_up_are_not_remembered(auth: Authenticator) -> None:
+    for number in range(100):
+        assert auth.authenticate(tokens.worker_token(WorkerId(f"w{number}"), SECRET)) is None
+    assert auth._genuine_ones == {}
+
+
 def test_derived_tokens_are_the_same_each_time_and_differ_from_each_other(auth: Authenticator) -> None:
     assert auth.join_token("t1") == auth.join_token("t1")
     made = {auth.attempt_token(AttemptUid("x")), auth.join_token("x"), auth.join_token("y"), auth.user_token("x")}

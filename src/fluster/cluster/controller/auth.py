@@ -112,11 +112,15 @@ class Authenticator:
         if hmac.compare_digest(digest, self._admin_sha256):
             return _ADMIN
         known = self._genuine_ones.get(digest)
-        if known is None and (known := self._genuine(token)) is not None:
+        if known is not None:
+            return self._owner(known)
+        genuine = self._genuine(token)
+        identity = None if genuine is None else self._owner(genuine)
+        if genuine is not None and identity is not None:  # what strangers make up is not remembered
             if len(self._genuine_ones) >= _MAX_REMEMBERED:
                 self._genuine_ones.clear()
-            self._genuine_ones[digest] = known
-        return None if known is None else self._owner(known)
+            self._genuine_ones[digest] = genuine
+        return identity
 
     def _genuine(self, token: str) -> ParsedToken | None:
         """The parts of a token that the controller derived, or that a worker made of its secret; else None."""
