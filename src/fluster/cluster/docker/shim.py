@@ -27,6 +27,8 @@ from fluster.errors import FlusterError
 
 SPEC = "container.json"
 """What to run: a `ContainerSpec`. An attempt that has it is, or was, a container."""
+STARTED = "started"
+"""The container runs, or did."""
 BOX = "box"
 """The directory that the container sees as the attempt's own."""
 _LOOK_S = 1.0
@@ -133,6 +135,7 @@ class _Watch:
     async def _live(self, frames: AsyncIterator[tuple[int, bytes]]) -> dict[str, Any]:
         """What the engine says of its end."""
         await self._engine.start(self._spec.name)
+        (self._directory / STARTED).touch()
         if self._spec.time_s is not None:
             self._time_over = time.monotonic() + self._spec.time_s
         output = asyncio.create_task(self._copy(frames))

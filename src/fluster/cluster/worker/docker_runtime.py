@@ -16,7 +16,7 @@ from typing import IO
 from fluster.cluster.attempt import files, proc, record
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine, EngineError
-from fluster.cluster.docker.shim import ContainerSpec
+from fluster.cluster.docker.shim import STARTED, ContainerSpec
 from fluster.cluster.worker.container_config import container_config, container_user, lay_out
 from fluster.cluster.worker.pidfd import end_of_process
 from fluster.cluster.worker.process_runtime import TIME_LIMIT_GRACE_S, order
@@ -213,9 +213,12 @@ class DockerRuntime:
                 shim = await self._spawn(start)
                 await self._begun(attempt.directory, shim)
             if not (attempt.directory / files.EXIT).exists() and (found := await find_shim(attempt.directory)):
+                ended = asyncio.ensure_future(end_of_process(found.shim, found.shim_started))
+                while not (attempt.directory / STARTED).exists() and not ended.done():
+                    await asyncio.wait([ended], timeout=_POLL_S)
                 attempt.running = found.running()
                 attempt.begun.set()
-                await end_of_process(found.shim, found.shim_started)
+                await ended
                 proc.reap(found.shim)
             attempt.end.set_result(read_exit(attempt.directory) or await self._end_remains(attempt.directory))
         except (OSError, ImageFailed) as error:
