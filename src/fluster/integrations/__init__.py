@@ -1,0 +1,1 @@
+"""Other libraries on Fluster; each module needs the library it is named after."""
