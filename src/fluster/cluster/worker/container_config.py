@@ -36,7 +36,7 @@ def lay_out(directory: Path) -> None:
     box.mkdir(exist_ok=True)
     for name in ("work", "tmp"):
         (box / name).mkdir(exist_ok=True)  # where the real ones are mounted
-    for name in (files.ENTRYPOINT, "token", "ca.pem"):
+    for name in (files.ENTRYPOINT, "token", "ca.pem", "certificate.pem"):
         if (directory / name).is_file():
             shutil.copyfile(directory / name, box / name)
             os.chmod(box / name, 0o400)
