@@ -152,6 +152,8 @@ class _GpuCount(click.ParamType[int | str]):
 @click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
 @click.option("--gpus", type=_GpuCount(), default="auto", show_default=True, metavar="N", help="GPUs it offers.")
 @click.option("--cpu-quota", is_flag=True, help="Jobs get no more than their cpu, even on idle cores.")
+@click.option("--cache-dir", type=_DIRECTORY, help="Where environments and workspaces lie.  [default: below ~/.cache]")
+@click.option("--cache-size", metavar="M", help="What environments may take there: 50GB.  [default: 20GiB]")
 def worker_serve(
     controller: str,
     token_file: Path | None,
@@ -164,6 +166,8 @@ def worker_serve(
     memory: str | None,
     gpus: int | str,
     cpu_quota: bool,
+    cache_dir: Path | None,
+    cache_size: str | None,
 ) -> int:
     """Run a worker on this machine in the foreground.
 
@@ -172,6 +176,7 @@ def worker_serve(
     """
     from fluster.cluster.context import normal_address
     from fluster.cluster.validation import check_cpu, parse_bytes
+    from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
     from fluster.cluster.worker.config import WorkerConfig
     from fluster.cluster.worker.main import run
 
@@ -188,6 +193,8 @@ def worker_serve(
         memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,
         gpus=gpus,
         cpu_quota=cpu_quota,
+        cache_dir=cache_dir.absolute() if cache_dir is not None else None,
+        cache_cap_bytes=parse_bytes(cache_size, "cache-size") if cache_size is not None else DEFAULT_CAP_BYTES,
     )
     return run(config)
 
