@@ -173,7 +173,7 @@ def test_a_container_cut_from_the_network_for_a_moment_goes_on(lab: Lab) -> None
 def test_two_hundred_jobs_through_four_containers_leave_no_container_or_volume(lab: Lab) -> None:
     small = ResourceConfig.with_cpu(cpu=0.1, memory="20MB")
     jobs = lab.cluster.launch_group(
-        [JobRequest(f"j{number}", Entrypoint.from_command("true"), small) for number in range(200)]
+        [JobRequest(f"j{number}", Entrypoint.from_command("sleep", "0.3"), small) for number in range(200)]
     )
     wait_until(lambda: len(lab.containers()) == 4, "four machines are there", WITHIN_S)
     assert all(each["Mounts"] == [] for each in lab.containers())
