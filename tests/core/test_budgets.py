@@ -149,6 +149,20 @@ def test_what_the_work_did_itself_is_charged_as_a_failure(scenario: Scenario, ca
     assert (scenario.attempt("a").cause, scenario.attempt("a").charge) == (cause, Charge.FAILURE)
 
 
+@pytest.mark.parametrize(
+    ("cause", "charge"),
+    [(Cause.SIGNAL, Charge.PREEMPTION), (Cause.EXCEPTION, Charge.FAILURE), (Cause.OUT_OF_MEMORY, Charge.FAILURE)],
+)
+def test_a_job_may_have_signals_charged_as_preemptions_and_nothing_else(
+    scenario: Scenario, cause: Cause, charge: Charge
+) -> None:
+    launched(scenario, Retry(max_failures=1, max_preemptions=1, signals_are_preemptions=True))
+    scenario.run("a")
+    scenario.exit("a", code=137, cause=cause)
+
+    assert (scenario.attempt("a").cause, scenario.attempt("a").charge) == (cause, charge)
+
+
 @pytest.mark.parametrize("cause", [Cause.WORKER_LOST, Cause.PREEMPTED])
 def test_a_worker_that_gave_the_work_up_itself_is_charged_as_a_preemption(scenario: Scenario, cause: Cause) -> None:
     launched(scenario, Retry(max_failures=0))

@@ -16,7 +16,7 @@ from fray.current_client import current_client
 from fray.local_backend import LocalClient
 from fray.types import ActorConfig, Entrypoint, JobRequest, ResourceConfig, create_environment
 
-SMALL = ResourceConfig(cpu=0.1, ram="256m")
+SMALL = ResourceConfig(cpu=0.5, ram="256m")
 
 
 def job(name: str, function: Any, *args: Any, **options: Any) -> JobRequest:

@@ -135,15 +135,20 @@ class RetryPolicy:
         max_preemptions: Retries after losing a machine, or Fluster's own faults.
         backoff_s: Seconds between the end of an attempt and the next, doubled each time.
         max_backoff_s: The most that doubling leads to.
+        signals_are_preemptions: A task that dies of a signal, which nobody had asked for, is charged like one whose
+            machine was lost; for what is killed to be moved.
     """
 
     max_failures: int = 0
     max_preemptions: int = 100
     backoff_s: float = 1.0
     max_backoff_s: float = 60.0
+    signals_are_preemptions: bool = False
 
     def __post_init__(self) -> None:
         check_retry(self.max_failures, self.max_preemptions, self.backoff_s, self.max_backoff_s)
+        if not isinstance(self.signals_are_preemptions, bool):
+            raise refuse("signals_are_preemptions", "True or False", self.signals_are_preemptions)
 
 
 @dataclass(frozen=True, slots=True)

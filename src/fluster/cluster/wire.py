@@ -137,6 +137,7 @@ def _retry(retry: RetryPolicy) -> types_pb.RetrySpec:
         max_preemptions=retry.max_preemptions,
         backoff_s=float(retry.backoff_s),
         max_backoff_s=float(retry.max_backoff_s),
+        signals_are_preemptions=retry.signals_are_preemptions,
     )
 
 

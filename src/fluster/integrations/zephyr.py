@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fray.types import ResourceConfig
 from zephyr.context import ZephyrContext
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from zephyr.dataset import Dataset
 
     from fluster.cluster.client import Cluster
+
+
+COORDINATOR_CPU: Final = 0.5
+"""Zephyr's own 0.1 is too little where processors are busy: a share is a weight, and 3 s of imports come first."""
 
 
 class FlusterBackend:
@@ -54,7 +58,7 @@ class FlusterBackend:
             client=self._client,
             max_workers=self._max_parallelism,
             resources=ResourceConfig(cpu=1, ram=memory),
-            coordinator_resources=ResourceConfig(cpu=0.1, ram=memory, preemptible=False),
+            coordinator_resources=ResourceConfig(cpu=COORDINATOR_CPU, ram=memory, preemptible=False),
             chunk_storage_prefix=self._storage,
             name="fluster",
         )

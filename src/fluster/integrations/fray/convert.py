@@ -97,6 +97,7 @@ def actor_retry(config: ActorConfig) -> RetryPolicy:
     return RetryPolicy(
         max_failures=config.max_task_retries or 0,
         max_preemptions=PREEMPTIONS if config.max_restarts is None else config.max_restarts,
+        signals_are_preemptions=True,
     )
 
 

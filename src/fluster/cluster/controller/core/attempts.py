@@ -7,7 +7,7 @@ from dataclasses import replace
 from fluster.cluster.controller.core import gangs
 from fluster.cluster.controller.core.events import Exit, GangPlaced, Observed
 from fluster.cluster.controller.core.fold import Fold
-from fluster.cluster.controller.core.rows import AttemptRow, AttemptState, Charge, ResultRow
+from fluster.cluster.controller.core.rows import AttemptRow, AttemptState, Charge, ResultRow, Retry
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AttemptUid, JobId
 from fluster.cluster.states import Cause, TaskState
@@ -120,7 +120,7 @@ def _furthest(attempt: AttemptRow, seen: Observed) -> AttemptState:
 
 def end(fold: Fold, attempt: AttemptRow, how: Exit, *, actor: str = "") -> None:
     """The attempt's process and all it started are gone; `actor` says so, by default its worker."""
-    ended = _classify(attempt, how)
+    ended = _classify(fold.state.jobs[attempt.job_id].retry, attempt, how)
     fold.put_attempt(ended)
     if how.result_sha256:
         fold.note(attempt.uid, ResultRow(attempt.uid, how.result_inline, how.result_blob, how.result_sha256))
@@ -168,7 +168,7 @@ def give_up(fold: Fold, attempt: AttemptRow, why: str) -> None:
     end(fold, attempt, Exit(None, None, "", fold.now, stop_requested=True), actor="controller")
 
 
-def _classify(attempt: AttemptRow, how: Exit) -> AttemptRow:
+def _classify(retry: Retry, attempt: AttemptRow, how: Exit) -> AttemptRow:
     ended = replace(
         attempt,
         finished_at=how.finished_at,
@@ -185,15 +185,15 @@ def _classify(attempt: AttemptRow, how: Exit) -> AttemptRow:
     if stopped:
         message = f"its worker stopped it, which nobody had asked for: {how.error_message}"
         how = replace(how, cause=Cause.WORKER_LOST, stop_requested=False, error_message=message)
-        return _classify(attempt, how)
+        return _classify(retry, attempt, how)
     if how.cause is None and how.exit_code == 0:
         return replace(ended, state=AttemptState.EXITED, error_message="")
     cause = how.cause if how.cause is not None else Cause.EXIT
-    return replace(ended, state=AttemptState.FAILED, cause=cause, charge=_charge(attempt, cause, how))
+    return replace(ended, state=AttemptState.FAILED, cause=cause, charge=_charge(retry, attempt, cause, how))
 
 
-def _charge(attempt: AttemptRow, cause: Cause, how: Exit) -> Charge:
-    if how.fluster_fault:
+def _charge(retry: Retry, attempt: AttemptRow, cause: Cause, how: Exit) -> Charge:
+    if how.fluster_fault or (cause is Cause.SIGNAL and retry.signals_are_preemptions):
         return Charge.PREEMPTION
     if cause in gangs.INFRASTRUCTURE:
         return Charge.PREEMPTION if attempt.state in _STARTED else Charge.NONE

@@ -58,12 +58,13 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Budgets of one gang: n allows n retries."""
+    """Budgets of one gang: n allows n retries. Which of them a signal is charged to is the job's choice."""
 
     max_failures: int = 0
     max_preemptions: int = 100
     backoff_s: float = 1.0
     max_backoff_s: float = 60.0
+    signals_are_preemptions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
