@@ -32,7 +32,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test chaos fuzz check lint types imports protos format generate lock clean
+.PHONY: help env demo test zephyr chaos fuzz check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -45,6 +45,10 @@ demo: $(READY)  ## count the words of the standard library on a cluster of this 
 
 test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docker or root is skipped where it is missing
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
+
+zephyr: $(READY)  ## Zephyr and fray's own tests on Fluster, with processes killed: minutes
+	tools/zephyr-env
+	ZEPHYR_LONG=1 $(BIN)/python -m pytest tests/integrations $(ARGS)
 
 # One after the other, each beside nothing else: what they measure is the machine's.
 chaos: $(READY)  ## the long form of kills, crashes, deaths, power cuts and network faults: hours; shorter; see docs/reliability.md

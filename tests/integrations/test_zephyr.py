@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.integrations.zephyr_python import Driver
+from tests.integrations.zephyr_python import LONG, Driver
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -43,13 +43,10 @@ def test_each_kind_of_operation_and_two_pipelines_at_once_on_one_pool(zephyr: Dr
     }
 
 
-@pytest.mark.parametrize("whom", ["worker", "coordinator"])
+@LONG
+@pytest.mark.parametrize("whom", ["worker", "shard", "coordinator"])
 def test_the_result_is_right_though_a_process_was_killed(zephyr: Driver, whom: str) -> None:
     assert zephyr("killed", whom)["results"] == [[[0, 1]]]
-
-
-def test_a_killed_process_of_a_shard_is_told_by_its_signal_and_the_pipeline_ends(zephyr: Driver) -> None:
-    assert zephyr("killed", "shard")["results"] == [[[0, 1]]]
 
 
 def test_lost_replies_to_pull_task_hang_nothing(zephyr: Driver) -> None:

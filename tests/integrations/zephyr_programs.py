@@ -13,6 +13,7 @@ from fray.types import ResourceConfig
 from zephyr.context import ZephyrContext
 from zephyr.coordinator import ZephyrCoordinator
 from zephyr.dataset import Dataset
+from zephyr.runners import InlineRunner
 from zephyr.stage_io import ZephyrWorkerError
 from zephyr.worker_context import zephyr_worker_ctx
 
@@ -22,7 +23,7 @@ SMALL = ResourceConfig(cpu=1, ram="512m")
 TINY = ResourceConfig(cpu=1, ram="512m")
 
 
-def context(client: Any, workers: int = 2) -> ZephyrContext:
+def context(client: Any, workers: int = 2, runner: Any = None) -> ZephyrContext:
     return ZephyrContext(
         client=client,
         max_workers=workers,
@@ -30,6 +31,7 @@ def context(client: Any, workers: int = 2) -> ZephyrContext:
         coordinator_resources=TINY,
         chunk_storage_prefix=os.path.abspath("chunks"),
         name="test",
+        stage_runner_factory=runner,
     )
 
 
@@ -53,7 +55,7 @@ def backend(client: Any) -> Any:
 def one_pool(client: Any) -> Any:
     """Every kind of operation, on one pool."""
     found: dict[str, Any] = {}
-    with context(client) as pool:
+    with context(client, runner=InlineRunner) as pool:  # a program for each shard takes 2 s
         numbers = Dataset.from_list(list(range(6)))
         run = pool.execute(numbers.map(lambda n: n * 3).filter(lambda n: n % 2 == 0))
         found["mapped"] = sorted(run.results)
@@ -156,7 +158,7 @@ def _attempts(client: Any) -> dict[str, int]:
     )
 
 
-class DropsReplies(ZephyrCoordinator):
+class DropsReplies(ZephyrCoordinator):  # type: ignore[misc] # where Zephyr is not installed
     """Breaks the connection instead of sending the replies to some calls of `pull_task`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import fluster
 
+LONG = pytest.mark.skipif(not os.environ.get("ZEPHYR_LONG"), reason="takes minutes: `make zephyr` runs it")
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 

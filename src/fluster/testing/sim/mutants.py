@@ -27,6 +27,7 @@ from fluster.cluster.controller.core.rows import (
     JobRow,
     RequestRow,
     Resources,
+    Retry,
     Row,
     TaskRow,
 )
@@ -347,9 +348,10 @@ def _children_forgotten() -> list[Patch]:
 def _success_of_one_is_success_of_all() -> list[Patch]:
     real = attempts._classify
 
-    def classify(attempt: AttemptRow, how: Exit) -> AttemptRow:
+    def classify(retry: Retry, attempt: AttemptRow, how: Exit) -> AttemptRow:
         code = how.exit_code
-        return real(attempt, replace(how, exit_code=0, cause=None) if code is not None and 0 < code < 128 else how)
+        failed = code is not None and 0 < code < 128
+        return real(retry, attempt, replace(how, exit_code=0, cause=None) if failed else how)
 
     return [(attempts, "_classify", classify)]
 
