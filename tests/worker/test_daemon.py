@@ -110,7 +110,8 @@ async def test_a_killed_worker_goes_on_with_the_same_process_when_it_is_started_
             await fake.want("a-1", stop=True)
             assert (await fake.end_of("a-1")).cause is Cause.TERMINATED
         assert fake.log_of("a-1") == b"%d\n" % pid
-        assert len({each.credential_sha256 for each in fake.registered}) == 1
+        assert len({each.worker_id for each in fake.registered}) == 1
+        assert len({each.credential_sha256 for each in fake.registered}) == 2  # each daemon's own
 
 
 async def test_an_attempt_that_ends_while_no_daemon_is_there_is_reported_with_its_logs(tmp_path: Path) -> None:
