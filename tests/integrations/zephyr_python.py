@@ -57,9 +57,10 @@ class Driver:
     """
 
     def __init__(self, module: str, directory: Path, cpu: int) -> None:
+        command = [zephyr_python(), str(HERE / "driver.py"), module, str(cpu)]
         self._errors = (directory / "driver.err").open("w+")
         self._process = subprocess.Popen(
-            [zephyr_python(), str(HERE / "driver.py"), module, str(cpu)],
+            command,
             cwd=directory,
             env=variables(),
             stdin=subprocess.PIPE,

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,6 @@ from fluster.cluster.worker.cgroup import find_cgroups
 from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.runtime import AttemptStart, ExitRecord, Gone
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome, RemoteError
-
-
-@pytest.fixture(autouse=True)
-def orphans_go_where_they_went_before() -> Iterator[None]:
-    """A runtime makes its process, here the test runner, a subreaper; orphans of later tests are none of its own."""
-    yield
-    proc.become_subreaper(on=False)
-
 
 _names = (f"test-{os.getpid()}-{number}" for number in itertools.count())
 
