@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fluster.cluster.attempt import proc
 from fluster.testing.leaks import Footprint, end_processes
 
 
@@ -38,6 +39,13 @@ def nothing_outlives_the_test() -> Iterator[None]:
     before = Footprint.now()
     yield
     _fail_on_growth(before, within_s=10.0)
+
+
+@pytest.fixture(autouse=True)
+def orphans_go_where_they_went_before() -> Iterator[None]:
+    """A runtime makes its process, here the test runner, a subreaper; orphans of later tests are none of its own."""
+    yield
+    proc.become_subreaper(on=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
