@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -132,3 +134,25 @@ def test_more_small_calls_than_the_socket_takes_end_at_their_deadlines(there: Th
             worker.same(b"x" * 8_000)
     there.send(signal.SIGCONT)
     eventually(lambda: there.call().same(b"y") == b"y")
+
+
+CALLS_IN_A_HANDLER = """
+import os, signal, sys, threading
+from fluster import FixedResolver
+resolver = FixedResolver({"worker": sys.argv[1]}, access_key=sys.argv[2])
+worker, answers = resolver.lookup("worker").call(eval(sys.argv[3])), []
+worker.add(1)
+signal.signal(signal.SIGUSR1, lambda *_: answers.append(worker.add(41)))
+timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+timer.start()
+worker.wait(1.0)
+print(answers)
+resolver.close()
+"""
+
+
+@pytest.mark.parametrize("timeout", ["None", "15.0"])
+def test_a_signals_handler_may_call_the_actor_that_is_waited_for(there: There, timeout: str) -> None:
+    command = [sys.executable, "-c", CALLS_IN_A_HANDLER, there.address, there.access_key, timeout]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    assert (ran.stdout, ran.stderr) == ("[42]\n", "")

@@ -88,9 +88,9 @@ class Link:
         self._slabs = Slabs() if self.on_same_host else None
         self._acknowledged = 0
         self._closed = False
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self.spin = Spin(self._poll.poll)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self.spin = Spin(poll.poll)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._rest: list[bytes | memoryview] = []  # of a frame that did not go out in time
@@ -210,7 +210,10 @@ class Link:
 
     def readable_within(self, seconds: float) -> bool:
         """Whether something has come in time."""
-        return bool(self._poll.poll(max(0.0, seconds) * 1000))
+        # One of its own: the handler of a signal may wait here too while it is being waited.
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def hang_up(self, *, bye: bool = False) -> None:
         """Ends the connection; who reads or writes it notices. `bye`: nobody comes back for what is open."""

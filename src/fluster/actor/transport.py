@@ -41,6 +41,7 @@ MAX_IN_FLIGHT_BYTES = 256 << 20
 """Calls without a reply, and their arguments: more make callers wait. A larger one goes alone."""
 _LARGE_BYTES = MAX_IN_FLIGHT_BYTES // MAX_IN_FLIGHT
 _PAUSE_S = 0.05
+_LOOK_AGAIN_S = 0.2
 _CALL, _REPLY = Kind.CALL, Kind.REPLY
 _QUICK_BYTES = 16 << 10
 
@@ -478,9 +479,9 @@ class Channel:
         if link is None:
             self._restore(deadline)
             return
-        has_come = len(self._pending) == 1 and not self._futures and link.spin.wait()
-        if not has_come and deadline is not None and not link.readable_within(deadline - time.monotonic()):
-            raise too_late()
+        found = len(self._pending) == 1 and not self._futures and link.spin.wait()
+        if not found and not self._has_come(link, deadline):
+            return
         try:
             frames = link.reader.read()
         except (EOFError, OSError, ValueError, MemoryError):
@@ -495,6 +496,28 @@ class Channel:
         else:
             self._frames.extend((link, frame) for frame in frames)
             self._heed_all()
+
+    def _has_come(self, link: Link, deadline: float | None) -> bool:
+        """Whether it is time to read; false when it is time to see what has become of the call.
+
+        In the main thread a signal's handler may call the same actor, and read what is waited for here: nothing more
+        would come then.
+
+        Raises:
+            ActorCallTimeout: The deadline has passed.
+        """
+        left_s = None if deadline is None else deadline - time.monotonic()
+        if get_ident() == threading.main_thread().ident:
+            longest_s = _LOOK_AGAIN_S if left_s is None else min(_LOOK_AGAIN_S, left_s)
+        elif left_s is not None:
+            longest_s = left_s
+        else:
+            return True  # to read is to wait
+        if link.readable_within(longest_s):
+            return True
+        if left_s is not None and left_s <= 0:
+            raise too_late()
+        return False
 
     def _heed_all(self) -> None:
         # The callback of a future may come back here, and must find what is left.
