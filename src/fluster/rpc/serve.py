@@ -35,7 +35,7 @@ READ_MAX_BYTES = 4 * 1024 * 1024
 # Longer than clients keep idle connections (60 s): the client is the one that closes.
 _KEEP_ALIVE_S = 75
 _CLOSE_S = 1.0
-# Of the event loop: what an accepted connection takes to be sent away, and an aborted one to close its socket.
+# Of the event loop: what an accepted connection takes to have its protocol, and an aborted one to close its socket.
 _TURNS = 5
 
 
@@ -151,8 +151,12 @@ class RpcServer:
         server, self._server = self._server, None
         if server is None:
             return
-        server.close()
         self._protocol.strangers.stop()
+        # asyncio forgets, open, what it has accepted when its server closes before the transport is made.
+        for listener in server.sockets:
+            asyncio.get_running_loop().remove_reader(listener)
+        await _turns()
+        server.close()
         await self._gate.drain(grace_s)
         for connection in list(self._state.connections):
             connection.shutdown()  # at once, or when its response is written
@@ -165,11 +169,15 @@ class RpcServer:
         self._protocol.strangers.abort()
         for task in list(self._state.tasks):
             task.cancel()
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await _turns()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await server.wait_closed()
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 class _Errors:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
@@ -418,6 +419,22 @@ def test_stopping_ends_long_polls_at_once_and_tells_them_why(server: ServerThrea
     response = connection.getresponse()
     assert (response.status, json.loads(response.read())["code"]) == (503, "unavailable")
     connection.close()
+
+
+def test_who_is_being_accepted_while_the_server_stops_is_sent_away(server: ServerThread) -> None:
+    rpc = server.server
+
+    async def stop_while_accepting() -> socket.socket:
+        client = dial(server)
+        for _ in range(2):  # the socket is accepted in the second, and what makes its transport is still to come
+            await asyncio.sleep(0)
+        await rpc.stop()
+        return client
+
+    with server.run(stop_while_accepting()) as client:
+        client.settimeout(5)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
 
 
 def test_stopping_twice_is_harmless(server: ServerThread) -> None:
