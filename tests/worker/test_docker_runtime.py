@@ -204,12 +204,12 @@ async def test_an_image_that_does_not_exist_and_a_python_that_differs_are_found_
 ) -> None:
     async with runtime(docker_image) as docker:
         with pytest.raises(ImageFailed, match="'fluster/no-such-image:1' cannot be pulled"):
-            await docker.provide_image("fluster/no-such-image:1")
-        assert (await docker.provide_image(docker_image)).startswith("sha256:")
+            await docker.images.provide_image("fluster/no-such-image:1")
+        assert (await docker.images.provide_image(docker_image)).startswith("sha256:")
         minor = f"{sys.version_info.major}.{sys.version_info.minor}"
-        assert await docker.python_version(docker_image, "python3") == minor
+        assert await docker.images.python_version(docker_image, "python3") == minor
         with pytest.raises(ImageFailed, match=r"no interpreter 'python9\.9'"):
-            await docker.python_version(docker_image, "python9.9")
+            await docker.images.python_version(docker_image, "python9.9")
 
 
 def test_gpus_are_asked_for_by_the_indices_that_were_handed_out(tmp_path: Path) -> None:

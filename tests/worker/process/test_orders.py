@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fluster.cluster.attempt import files
-from fluster.cluster.worker import process_runtime
+from fluster.cluster.worker import followed
 
 
 def test_an_order_to_a_shim_that_ends_meanwhile_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,4 +22,4 @@ def test_an_order_to_a_shim_that_ends_meanwhile_reaches_nobody(tmp_path: Path, m
 
     monkeypatch.setattr(os, "open", open_and_lose_the_reader)
 
-    assert not process_runtime.order(tmp_path, b"stop 0.0\n")
+    assert not followed.order(tmp_path, b"stop 0.0\n")

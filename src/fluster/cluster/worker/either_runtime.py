@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fluster.cluster.docker.shim import SPEC
+from fluster.cluster.worker.docker_images import DockerImages
 from fluster.cluster.worker.docker_runtime import DockerRuntime
 from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.runtime import AttemptStart, ExitRecord, Gone, LogFiles, Observation, Runtime
@@ -28,9 +29,9 @@ class EitherRuntime:
         return self.processes.name
 
     @property
-    def images(self) -> DockerRuntime:
+    def images(self) -> DockerImages:
         """What it knows of images."""
-        return self.containers
+        return self.containers.images
 
     @property
     def enforcement(self) -> str:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fluster.cluster.worker.process_runtime import ProcessRuntime as ProcessRuntime
     from fluster.cluster.worker.veil import Veil
 
+TIME_LIMIT_GRACE_S = 10.0
+"""Between SIGTERM and SIGKILL when an attempt's time is over, unless a runtime is told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
