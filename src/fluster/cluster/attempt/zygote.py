@@ -59,7 +59,8 @@ class Zygote:
         """Returns in each fork, with the descriptor its request comes on; in the zygote itself `None`, at its end."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        self._ends.replies.tell({"ready": os.getpid()})
+        # An interpreter may come with packages that do something at each start, such as beginning a thread.
+        self._ends.replies.tell({"ready": os.getpid(), "threads": len(os.listdir("/proc/self/task"))})
         poll = self._poll()
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(self._patience_ms())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -18,8 +19,10 @@ from fluster.cluster.worker.followed import Followed, FollowedAttempts, NotStart
 from fluster.cluster.worker.pidfd import end_of_process
 from fluster.cluster.worker.remains import RunningRecord, end_remains, find_shim, read_exit, write_fault
 from fluster.cluster.worker.runtime import TIME_LIMIT_GRACE_S, AttemptStart, ExitRecord, Gone, LogFiles, Observation
-from fluster.cluster.worker.zygote import ZygoteDied, environment_of_zygotes
-from fluster.cluster.worker.zygotes import Zygotes
+from fluster.cluster.worker.zygote import Zygote, ZygoteDied, environment_of_zygotes
+from fluster.cluster.worker.zygotes import NoZygote, Zygotes
+
+_log = logging.getLogger(__name__)
 
 _START_TRIES = 3
 _UID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{proc.MARKER_ROOM - 1}}}")
@@ -157,8 +160,8 @@ class ProcessRuntime:
         problem = ""
         for _ in range(_START_TRIES):
             try:
-                zygote = await self._zygotes.get(_zygote_of(start))
-                reply = await zygote.launch(self._request(start))
+                zygote, argv = await self._parent(start)
+                reply = await zygote.launch(self._request(start, argv))
             except ZygoteDied as death:
                 # The request may have been carried out: a second one then meets the first one's lock.
                 problem = str(death)
@@ -172,10 +175,30 @@ class ProcessRuntime:
             return RunningRecord.from_fields(reply)
         raise NotStarted(problem)
 
-    def _request(self, start: AttemptStart) -> StartRequest:
+    async def _parent(self, start: AttemptStart) -> tuple[Zygote, tuple[str, ...] | None]:
+        """The zygote that forks the attempt, and what the fork executes; nothing where it calls the entrypoint itself.
+
+        Raises:
+            ZygoteDied: There is none.
+        """
+        if start.command is not None:
+            return await self._zygotes.get(), start.command
+        python = start.python or self._python
+        venv = Path(python).parents[1] if start.is_shared else None
+        inherited = os.environ if venv is None else environment_of_zygotes(venv)
+        if _read_at_start(start.environment) == _read_at_start(inherited):
+            try:
+                return await self._zygotes.get(python, venv), None
+            except (ZygoteDied, NoZygote, OSError) as problem:
+                # Whatever is wrong with the interpreter is then seen by the attempt, and told in its own words.
+                _log.info("attempt %s starts fresh: %s", start.uid, problem)
+        # -P: a file of the working directory must not stand in for a module of the job runtime.
+        arguments = (str(start.directory), json.dumps(start.import_path))
+        return await self._zygotes.get(), (python, "-P", "-m", "fluster.cluster.attempt.main", *arguments)
+
+    def _request(self, start: AttemptStart, argv: tuple[str, ...] | None) -> StartRequest:
         self._requests += 1
         limits = start.limits
-        argv = start.command or self._interpreter(start)
         return StartRequest(
             number=self._requests,
             uid=start.uid,
@@ -190,23 +213,6 @@ class ProcessRuntime:
             grace_s=self._time_limit_grace_s,
             lease=self._lease,
         )
-
-    def _interpreter(self, start: AttemptStart) -> tuple[str, ...] | None:
-        """The command line of a callable that needs an interpreter of its own; `None` if a fork will do."""
-        python = start.python or self._python
-        venv = Path(python).parents[1] if start.is_shared else None
-        inherited = os.environ if venv is None else environment_of_zygotes(venv)
-        has_zygote = start.is_shared or python == self._python
-        if has_zygote and _read_at_start(start.environment) == _read_at_start(inherited):
-            return None
-        # -P: a file of the working directory must not stand in for a module of the job runtime.
-        arguments = (str(start.directory), json.dumps(start.import_path))
-        return (python, "-P", "-m", "fluster.cluster.attempt.main", *arguments)
-
-
-def _zygote_of(start: AttemptStart) -> str | None:
-    """Interpreter of the environment whose zygote forks a callable; `None`: the worker's own will do."""
-    return start.python if start.is_shared and start.command is None else None
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:

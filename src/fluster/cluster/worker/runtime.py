@@ -38,7 +38,7 @@ class AttemptStart:
         working_directory: Where the process starts.
         import_path: Put first on `sys.path` of a callable, in this order.
         python: Interpreter of a callable; `None` means the worker's own, in a container `python3`.
-        is_shared: That interpreter is of an environment that others will use too: keeping one warm is worth it.
+        is_shared: That interpreter is of an environment built here: nothing leads it to the worker's packages.
         image: Of the container it runs in; `None`: it asks for none.
         read_only: Directories of this machine that a container sees as well, where they are.
         gpus: Indices of those handed out.

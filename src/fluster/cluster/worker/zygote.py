@@ -67,6 +67,11 @@ class Zygote:
         return self._process.pid
 
     @property
+    def threads(self) -> int:
+        """How many it had when it was ready: more than one, and a fork lacks what the others would do."""
+        return int(self._ready.result()["threads"])
+
+    @property
     def alive(self) -> bool:
         """Whether requests still make sense."""
         return self._reader is not None and not self._reader.done()
