@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz import messages
+from tests.fuzz.wire import STREAMS, Connection, Request
 
 from fluster.cluster.controller.permissions import ALLOWED
 from fluster.cluster.tokens import new_secret, secret_sha256, worker_token
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import WorkerResources
 
-STREAMS = ("FetchLogs", "GetBlob")
-WAIT = (*STREAMS, "WaitJobs", "SyncWorker", "ListEvents")
-"""These may be asked to wait for what does not come."""
-LONGEST_WAIT_MS = 20
-_SERVICE = "/fluster.cluster.v1.ControllerService/"
+BUNDLE = 25
+"""Messages sent at once: of small requests waking up the other end takes longest."""
 _OURS = ("internal", "unknown", "data_loss")
 """Codes that say that something of ours went wrong."""
 _NEVER_SAID = (b"Traceback", b'File "', b"apsw", b"sqlite", b"fla_", b"flu_", b"flw_")
 _REMEMBERED = 20
+_RPCS = list(ALLOWED)
+_STATUS_NONE = 0
+_STOOD_STILL_S = 5.0
 _MACHINE = WorkerResources(cpu=4, memory_bytes=1 << 33, disk_bytes=1 << 40, max_jobs=100)
 _NESTED = ("x" * 20, "[" * 1000, '{"spec":' * 200)
 
@@ -101,7 +102,7 @@ class Caller:
     def __init__(self, to: Controller, seed: int) -> None:
         self._to = to
         self._rng = random.Random(seed)
-        self._connection = http.client.HTTPConnection("127.0.0.1", to.port, timeout=30)
+        self._connection = Connection(to.port)
         self._known: defaultdict[str, list[str]] = defaultdict(list)
         self._worker = f"w-{seed}"
         self._secret = new_secret()
@@ -116,8 +117,13 @@ class Caller:
         self._connection.close()
 
     def message(self) -> None:
-        """Any request, in any shape, by anybody."""
-        rng, rpc = self._rng, self._rng.choice(list(ALLOWED))
+        """Any requests, in any shape, by anybody: a bundle of them, sent before the first is answered."""
+        requests = [self._any_request() for _ in range(BUNDLE)]
+        for request, (status, content) in zip(requests, self._send(requests), strict=True):
+            self._judge(request, status, content)
+
+    def _any_request(self) -> Request:
+        rng, rpc = self._rng, self._rng.choice(_RPCS)
         fields = messages.random_message(getattr(pb, f"{rpc}Request").desc(), rng, self._known)
         as_json = rng.random() < 0.3
         body = messages.to_json(fields) if as_json else messages.to_binary(fields)
@@ -127,7 +133,7 @@ class Caller:
             body = messages.mutated(body, rng)
         others = (self._worker_token, self._user(), "", "fla_" + "0" * 64, "x" * 600)
         token = self._to.token if rng.random() < 0.8 else rng.choice(others)
-        self._ask(rpc, body, token, as_json=as_json)
+        return Request(rpc, body, token, as_json)
 
     def sequence(self) -> None:
         """Some requests that know of each other; what was launched is ended."""
@@ -247,34 +253,35 @@ class Caller:
             values.append(value)
         del values[:-_REMEMBERED]
 
-    def _ask(self, rpc: str, body: bytes, token: str | None = None, *, as_json: bool = False) -> bytes | None:
+    def _ask(self, rpc: str, body: bytes, token: str | None = None) -> bytes | None:
         """The answer's content, if it is one; whatever else comes is judged and counted."""
-        stream = rpc in STREAMS
-        encoding = "json" if as_json else "proto"
-        headers = {
-            "content-type": f"application/connect+{encoding}" if stream else f"application/{encoding}",
-            "connect-timeout-ms": str(LONGEST_WAIT_MS if rpc in WAIT else 20_000),
-        }
-        if token != "":
-            headers["authorization"] = f"Bearer {token or self._to.token}"
-        if stream:
-            body = b"\0" + len(body).to_bytes(4, "big") + body
+        request = Request(rpc, body, self._to.token if token is None else token, as_json=False)
+        ((status, content),) = self._send([request])
+        return content if self._judge(request, status, content) == "ok" and rpc not in STREAMS else None
+
+    def _send(self, requests: list[Request]) -> list[tuple[int, bytes]]:
+        began = time.monotonic()
         try:
-            self._connection.request("POST", _SERVICE + rpc, body, headers)
-            response = self._connection.getresponse()
-            content = response.read()
-        except (http.client.HTTPException, OSError) as error:
+            return self._connection.send(requests)
+        except OSError as error:
             self._connection.close()
-            self._to.failures.append(f"{rpc}: {error!r} for {body[:200]!r}")
-            return None
-        code = _code(response.status, content, stream=stream)
+            # One that stood still with its machine may have been taken for one that drips.
+            if time.monotonic() - began < _STOOD_STILL_S:
+                self._to.failures.append(f"{error!r} for {[(each.rpc, each.body[:200]) for each in requests]}")
+            return [(_STATUS_NONE, b"")] * len(requests)
+
+    def _judge(self, request: Request, status: int, content: bytes) -> str:
+        code = _code(status, content, stream=request.rpc in STREAMS)
         self._to.codes[code] += 1
         if code in _OURS or (code != "ok" and any(word in content for word in _NEVER_SAID)):
-            self._to.failures.append(f"{rpc} by {(token or 'admin')[:4]}: {content[:500]!r} for {body[:500]!r}")
-        return content if code == "ok" and not stream and not as_json else None
+            asked = f"{request.rpc} by {request.token[:4]}"
+            self._to.failures.append(f"{asked}: {content[:500]!r} for {request.body[:500]!r}")
+        return code
 
 
 def _code(status: int, content: bytes, *, stream: bool) -> str:
+    if status == _STATUS_NONE:
+        return "stood still"
     try:
         if status != 200:
             return str(json.loads(content).get("code", f"http {status}"))
@@ -285,9 +292,9 @@ def _code(status: int, content: bytes, *, stream: bool) -> str:
         return f"http {status}"
 
 
-def run(to: Controller, what: str, count: int, seed: int, threads: int = 4) -> None:
-    """So many `messages` or `sequences`, shared by some threads."""
-    left = iter(range(count))
+def run(to: Controller, what: str, count: int, seed: int, threads: int = 6) -> None:
+    """So many messages (`message`, rounded up) or sequences (`sequence`), shared by some threads."""
+    left = iter(range(count if what == "sequence" else -(-count // BUNDLE)))
     lock = threading.Lock()
 
     def call(number: int) -> None:

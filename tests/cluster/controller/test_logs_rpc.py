@@ -118,6 +118,7 @@ def test_what_comes_of_a_finished_or_unknown_job_is_taken_as_read(alone: Site) -
         pb.LogChunk(data=b"x"),
         pb.LogChunk(stream=LogStream(9), data=b"x"),
         pb.LogChunk(stream=OUT, offset=-1, data=b"x"),
+        pb.LogChunk(stream=OUT, offset=(1 << 63) - 1, data=b"it would end where no offset is"),
     ],
 )
 def test_a_chunk_that_cannot_be_is_refused(alone: Site, chunk: pb.LogChunk) -> None:

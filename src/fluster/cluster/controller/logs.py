@@ -12,6 +12,7 @@ from fluster.cluster.controller import convert
 from fluster.cluster.controller.context import Controller
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow
 from fluster.cluster.controller.logmerge import STREAM_NAMES, LogMerge, MergedLine, StreamKey
+from fluster.cluster.controller.logstore import MAX_OFFSET
 from fluster.cluster.ids import AttemptUid, JobId
 from fluster.cluster.validation import refuse
 from fluster.errors import NotPermitted
@@ -86,8 +87,8 @@ class Logs:
         now, positions = self._c.loop.now(), []
         for chunk in request.chunks:
             name = STREAM_NAMES.get(convert.known(chunk.stream, "stream"))
-            if name is None or chunk.offset < 0:
-                raise refuse("a chunk", "of stdout or stderr at an offset from 0", chunk.attempt_uid)
+            if name is None or not 0 <= chunk.offset <= MAX_OFFSET:
+                raise refuse("a chunk", f"of stdout or stderr at an offset from 0 to {MAX_OFFSET}", chunk.attempt_uid)
             attempt = self._c.state.attempts.get(AttemptUid(chunk.attempt_uid))
             # Of an attempt that is over nobody waits for more: what its worker still has is taken as read.
             size = chunk.offset + len(chunk.data)

@@ -24,13 +24,15 @@ from fluster.cluster.ids import JobId
 from fluster.cluster.refusal import refuse
 from fluster.errors import ResourceExhausted
 
-__all__ = ["CAP_BYTES", "STREAMS", "Line", "LogStore"]
+__all__ = ["CAP_BYTES", "MAX_OFFSET", "STREAMS", "Line", "LogStore"]
 
 CAP_BYTES = 256 * 1024 * 1024
 """Kept of one stream."""
 MAX_OPEN = 128
 """Streams open for appending at one time, two descriptors each; the longest unused one is closed."""
 STREAMS = ("stdout", "stderr")
+MAX_OFFSET = 1 << 53
+"""More than anybody prints: where a chunk ends is a number that a message can hold."""
 _GAPS_TAKEN_AT = 3
 # A job that prints a little for weeks must not have an index larger than its log: 16 MB hold a day of ten times a
 # second, from then on times are kept to the second.
@@ -132,8 +134,8 @@ class LogStore:
         Raises:
             ResourceExhausted: The disk is full; what fitted was taken.
         """
-        if offset < 0:
-            raise refuse("offset", "at least 0", offset)
+        if not 0 <= offset <= MAX_OFFSET:
+            raise refuse("offset", f"0 to {MAX_OFFSET}", offset)
         key = job_id, _name(task, attempt, stream)
         with self._lock, _space_errors():
             opened = self._opened(key)
