@@ -61,7 +61,7 @@ chaos: $(READY)  ## the long form of kills, crashes, deaths, power cuts and netw
 	POWER_CUTS=$(CUTS) $(BIN)/python -m pytest tests/cluster/controller/test_store_faults.py $(ARGS)
 	FLUSTER_NETWORK_ROUNDS=$(FAULTS) $(BIN)/python -m pytest -s tests/network $(ARGS)
 
-fuzz: $(READY)  ## random frames, requests and sequences of them: an hour or two (FRAMES=10000 MESSAGES=5000 SEQUENCES=500: seconds)
+fuzz: $(READY)  ## random frames, requests and sequences of them: half an hour (FRAMES=10000 MESSAGES=5000 SEQUENCES=500: seconds)
 	$(BIN)/python -u -m tests.fuzz --frames $(FRAMES) --messages $(MESSAGES) --sequences $(SEQUENCES) --seed $(SEED)
 
 check: lint types imports protos  ## everything but the tests (make -k check goes on after the first that fails)
