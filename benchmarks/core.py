@@ -23,6 +23,7 @@ from fluster.cluster.controller.core.events import (
     WorkerRegistered,
     WorkerSynced,
 )
+from fluster.cluster.controller.core.index import drop_finished
 from fluster.cluster.controller.core.reconcile import intents
 from fluster.cluster.controller.core.rows import (
     AllocationStatus,
@@ -36,7 +37,7 @@ from fluster.cluster.controller.core.rows import (
     UserRow,
 )
 from fluster.cluster.controller.core.schedule import Decision, schedule
-from fluster.cluster.controller.core.state import State, drop_finished
+from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.core.transitions import apply
 from fluster.cluster.ids import AllocationId, JobId, Namespace, WorkerId
 

@@ -7,11 +7,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from fluster.cluster.controller.core.index import (
+    index_allocation,
+    index_attempt,
+    index_endpoint,
+    index_job,
+    index_parent,
+    index_task,
+    index_user,
+    index_worker,
+)
 from fluster.cluster.controller.core.rows import (
     ENDED_STATES,
     PROCESS_STATES,
     AllocationRow,
-    AllocationStatus,
     AttemptRow,
     AttemptState,
     Changes,
@@ -24,15 +33,7 @@ from fluster.cluster.controller.core.rows import (
     UserRow,
     WorkerRow,
 )
-from fluster.cluster.controller.core.state import (
-    State,
-    has_process,
-    index_attempt,
-    index_endpoint,
-    index_job,
-    index_parent,
-    index_worker,
-)
+from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.ids import JobId
 from fluster.cluster.states import TaskState
 
@@ -51,7 +52,7 @@ def rebuild(rows: Rows) -> State:
     for token in of_kind(rows, TokenRow):
         state.tokens[token.token_id] = token
     for user in of_kind(rows, UserRow):
-        state.users[user.name] = user
+        index_user(state, user)
     for job in jobs.values():
         if job.outcome is None:
             index_job(state, job)
@@ -61,15 +62,14 @@ def rebuild(rows: Rows) -> State:
                 above = parent
     for task in sorted(of_kind(rows, TaskRow), key=lambda task: task.index):
         if task.job_id in state.jobs:
-            state.tasks.setdefault(task.job_id, []).append(task)
+            index_task(state, task)
     for attempt in sorted(of_kind(rows, AttemptRow), key=lambda attempt: attempt.number):
         if attempt.job_id in state.jobs:
             index_attempt(state, attempt)
     for worker in of_kind(rows, WorkerRow):
         index_worker(state, worker)
     for allocation in of_kind(rows, AllocationRow):
-        if allocation.status is not AllocationStatus.GONE:
-            state.allocations[allocation.allocation_id] = allocation
+        index_allocation(state, allocation, 0.0)
     for endpoint in of_kind(rows, EndpointRow):
         index_endpoint(state, endpoint, 0.0)
     return state
@@ -95,7 +95,7 @@ def check(state: State, rows: Rows, *, shrunk: Collection[str] = ()) -> None:
 
 _FROM_ROWS = (
     *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens", "users"),
-    *("held", "children", "parents", "jobs_by_user", "endpoints_by_name", "endpoints_by_attempt"),
+    *("held", "children", "parents", "jobs_by_user", "pending", "endpoints_by_name", "endpoints_by_attempt"),
 )
 
 
@@ -103,6 +103,9 @@ def _what_is_in_memory_is_what_the_rows_say(state: State, rows: Rows) -> None:
     fresh = rebuild(rows)
     for name in _FROM_ROWS:
         assert getattr(state, name) == getattr(fresh, name), name
+    for worker in state.workers.values():
+        assert state.room(worker) == fresh.room(worker)
+    assert state.ready_workers() == fresh.ready_workers()
     for token in state.tokens.values():
         assert state.token_uses_left(token) == fresh.token_uses_left(token)
     assert state.endpoint_seen.keys() == fresh.endpoint_seen.keys()

@@ -25,6 +25,7 @@ from fluster.cluster.controller.core.events import (
     WorkerRegistered,
     WorkerSynced,
 )
+from fluster.cluster.controller.core.index import drop_finished
 from fluster.cluster.controller.core.jobs import job_status
 from fluster.cluster.controller.core.reconcile import intents
 from fluster.cluster.controller.core.rows import (
@@ -43,7 +44,7 @@ from fluster.cluster.controller.core.rows import (
     TokenRow,
 )
 from fluster.cluster.controller.core.schedule import Decision, schedule
-from fluster.cluster.controller.core.state import Settings, State, drop_finished
+from fluster.cluster.controller.core.state import Settings, State
 from fluster.cluster.controller.core.transitions import apply
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
 from fluster.cluster.states import Cause, JobStatus, TaskState
@@ -98,6 +99,9 @@ class Scenario:
             self.apply(intent)
         self.state.waiting = {job_id: waiting.reason for job_id, waiting in self.decision.waiting.items()}
         self.state.hold = self.decision.hold
+        if self.decision.stands(self.state, self.now):
+            again = schedule(self.state, self.now)
+            assert (again.placed, again.hold, again.waiting) == ([], self.decision.hold, self.decision.waiting)
         check_waiting(self.state, self.decision.waiting)
         return self.decision
 

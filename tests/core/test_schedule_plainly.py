@@ -23,7 +23,7 @@ from fluster.cluster.states import TaskState
 def plainly(state: State, now: float) -> tuple[list[GangPlaced], Hold | None]:
     """What `schedule` places and holds."""
     slots = {}
-    for worker in state.ready_workers():
+    for worker in state.ready_workers().workers:
         left = state.room(worker)
         slots[worker.worker_id] = Slot(worker, left, left)
     uses = {job.user: use_of(state, job.user) for job in state.jobs.values()}

@@ -16,9 +16,10 @@ from tests.cluster.controller.remote import job_spec
 from fluster.cluster.controller import convert, turns
 from fluster.cluster.controller import loop as loop_module
 from fluster.cluster.controller.core.events import Event, JobsSubmitted, NewJob, TerminationRequested
+from fluster.cluster.controller.core.index import index_worker
 from fluster.cluster.controller.core.rows import Changes, JobRow, RequestRow, Resources, WorkerRow
 from fluster.cluster.controller.core.schedule import Decision, schedule
-from fluster.cluster.controller.core.state import Settings, State, index_worker
+from fluster.cluster.controller.core.state import Settings, State
 from fluster.cluster.controller.core.transitions import apply
 from fluster.cluster.controller.loading import load_state
 from fluster.cluster.controller.loop import Loop
@@ -404,5 +405,34 @@ def test_a_flood_of_launches_pays_for_few_passes_of_the_scheduler(
             assert 1 <= len(passes) <= 1 + took / 0.2 + 1
             while loop.state.waiting.keys() != loop.state.jobs.keys():  # each gets its reason soon
                 await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_what_alters_nothing_that_waits_pays_for_no_pass_of_the_scheduler(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    passes: list[float] = []
+
+    def counted(state: State, now: float) -> Decision:
+        passes.append(now)
+        return schedule(state, now)
+
+    monkeypatch.setattr(turns, "schedule", counted)
+
+    async def test() -> None:
+        async with running(store, clock) as loop:
+            await loop.submit(launch("a"))
+            assert loop.decision.waiting.keys() == {"j-a"}
+            before = len(passes)
+            for _ in range(10):
+                clock.ahead += 2.0
+                with pytest.raises(JobNotFound):
+                    await loop.submit(TerminationRequested(JobId("j-none"), "admin"))
+            assert len(passes) == before
+            clock.ahead += 2.0
+            await loop.submit(launch("b"))
+            assert loop.decision.waiting.keys() == {"j-a", "j-b"}
 
     run(test)

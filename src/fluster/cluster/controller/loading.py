@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from fluster.cluster.controller.core.rows import AllocationStatus
-from fluster.cluster.controller.core.state import (
-    Settings,
-    State,
-    has_process,
+from fluster.cluster.controller.core.index import (
+    index_allocation,
     index_attempt,
     index_endpoint,
     index_job,
     index_parent,
+    index_task,
+    index_user,
     index_worker,
 )
+from fluster.cluster.controller.core.state import Settings, State, has_process
 from fluster.cluster.controller.store import Store
 from fluster.cluster.states import WorkerStatus
 
@@ -31,12 +31,12 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
     for token in loaded.tokens:
         state.tokens[token.token_id] = token
     for user in loaded.users:
-        state.users[user.name] = user
+        index_user(state, user)
     for job in loaded.jobs:
         index_job(state, job)
     _load_ancestors(state, store)
     for task in sorted(loaded.tasks, key=lambda task: task.index):
-        state.tasks.setdefault(task.job_id, []).append(task)
+        index_task(state, task)
     for attempt in sorted(loaded.attempts, key=lambda attempt: attempt.number):
         index_attempt(state, attempt)
     for worker in loaded.workers:
@@ -44,9 +44,7 @@ def load_state(store: Store, settings: Settings, now: float, old: State | None =
         if worker.status is not WorkerStatus.GONE:
             state.last_seen[worker.worker_id] = now
     for allocation in loaded.allocations:
-        if allocation.status is not AllocationStatus.GONE:
-            state.allocations[allocation.allocation_id] = allocation
-            state.allocated_since[allocation.allocation_id] = now
+        index_allocation(state, allocation, now)
     for endpoint in loaded.endpoints:
         index_endpoint(state, endpoint, now)
     if old is not None:

@@ -13,10 +13,11 @@ from fluster.cluster.controller.core.events import (
     TimePassed,
     TokenCreated,
 )
+from fluster.cluster.controller.core.index import drop_finished
 from fluster.cluster.controller.core.reconcile import intents
 from fluster.cluster.controller.core.rows import AllocationRow, Changes, JobRow, RequestRow
 from fluster.cluster.controller.core.schedule import Decision, schedule
-from fluster.cluster.controller.core.state import State, drop_finished
+from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.core.transitions import apply
 from fluster.cluster.controller.core.workers import stood_still
 from fluster.cluster.controller.store import Store, StoreBusy, StoreError, StoreFailed, StoreFull
@@ -171,13 +172,13 @@ class Turns:
             apply(self.state, TimePassed(), now, changes)
 
     def _decide(self, now: float, changes: Changes) -> Decision | None:
-        """What follows from what is known now; `None`: it is looked at a little later."""
+        """What follows from what is known now; `None`: the same as before, or it is looked at a little later."""
         self._undecided = now < self._decide_at
         if self._undecided:
             return None
         began = self._clock()
-        decision = schedule(self.state, now)
-        for placed in decision.placed:
+        decision = None if self.decision.stands(self.state, now) else schedule(self.state, now)
+        for placed in () if decision is None else decision.placed:
             apply(self.state, placed, now, changes)
         # A dry run over all that waits is nothing for each commit of a flood; machines take seconds to come anyway.
         if self._machines_due or any(kind is AllocationRow for kind, _ in changes.rows):

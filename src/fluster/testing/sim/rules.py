@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _FROM_ROWS = (
     *("jobs", "tasks", "history", "attempts", "workers", "allocations", "endpoints", "tokens", "users"),
-    *("held", "children", "parents", "jobs_by_user", "endpoints_by_name", "endpoints_by_attempt"),
+    *("held", "children", "parents", "jobs_by_user", "pending", "endpoints_by_name", "endpoints_by_attempt"),
 )
 _ALIVE = {
     TaskState.ASSIGNED: AttemptState.ASSIGNED,
@@ -345,6 +345,11 @@ class Rules:
         for name in _FROM_ROWS:
             if getattr(state, name) != getattr(fresh, name):
                 raise InvariantBroken("memory is what the rows say", name)
+        for worker in state.workers.values():
+            if state.room(worker) != fresh.room(worker):
+                raise InvariantBroken("memory is what the rows say", "room", worker=worker.worker_id)
+        if state.ready_workers() != fresh.ready_workers():
+            raise InvariantBroken("memory is what the rows say", "ready workers")
         for worker_id, held in state.held.items():
             if held.keys() != self._held[worker_id].keys():
                 raise InvariantBroken("memory is what the rows say", "held", worker=worker_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fluster.cluster.controller.core.rows import Resources, WorkerRow
@@ -77,7 +78,7 @@ class Slot:
     """One worker during one pass; its room only shrinks.
 
     Attributes:
-        left: What running attempts and placements of this pass leave.
+        left: What running attempts and placements of this pass leave; the state's own until one is taken.
         free: That, less what is held back for a gang that waits; the same object where nothing is.
         taken: What the placements of this pass took.
     """
@@ -89,10 +90,18 @@ class Slot:
 
     def take(self, need: Resources) -> None:
         """A task goes here."""
+        if not self.taken:
+            self._own()
         self.taken.append(need)
         self.left.take(need)
         if self.free is not self.left:
             self.free.take(need)
+
+    def _own(self) -> None:
+        held_back = self.free is not self.left
+        self.left = self.left.copy()
+        if not held_back:
+            self.free = self.left
 
     def hold_back(self, need: Resources) -> None:
         """Room for one task is kept for the gang that waits."""
@@ -114,6 +123,14 @@ class Use:
         self.cpu_milli += need.cpu_milli * count
         self.memory_bytes += need.memory_bytes * count
         self.gpu += need.gpu * count
+
+
+def whole(have: Iterable[Resources]) -> Use:
+    """What several have together."""
+    use = Use()
+    for each in have:
+        use.add(each)
+    return use
 
 
 def fits(need: Resources, have: Resources | Room) -> bool:

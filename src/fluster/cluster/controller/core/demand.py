@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
-from fluster.cluster.controller.core.capacity import Room, Use, fits, room, slice_of, times
+from fluster.cluster.controller.core.capacity import Room, fits, room, slice_of, times
 from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, JobRow, Offer, Resources
 from fluster.cluster.controller.core.schedule import waiting_gangs
 from fluster.cluster.controller.core.shares import Shares
@@ -58,7 +58,7 @@ def demand(state: State, now: float) -> Demand:
             for _ in range(offer.at_least - run.used[offer]):
                 run.add(offer)
                 found.asked.append(offer)
-    shares = Shares(state, {job.user for job, _, _ in gangs}, _whole(state))
+    shares = Shares(state, {job.user for job, _, _ in gangs}, state.ready_workers().whole)
     for job, tasks, not_before in shares.in_turn(gangs, state.hold):
         if shares.exceeds(job, len(tasks)):
             continue  # no machine helps who has all that the quota allows
@@ -66,13 +66,6 @@ def demand(state: State, now: float) -> Demand:
         if shares.counted:
             shares.take(job, len(tasks))
     return found
-
-
-def _whole(state: State) -> Use:
-    whole = Use()
-    for worker in state.ready_workers():
-        whole.add(worker.resources)
-    return whole
 
 
 def joined(state: State) -> Counter[AllocationId]:
@@ -105,7 +98,8 @@ class _DryRun:
     def _hosts(self) -> list[_Host]:
         """Those there are, then those that are on their way; looked at once a gang needs room."""
         state, there = self._state, joined(self._state)
-        hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker)) for worker in state.ready_workers()]
+        ready = state.ready_workers().workers
+        hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker).copy()) for worker in ready]
         for row in state.allocations.values():
             if row.status in COMING:
                 for _ in range(missing_hosts(state, row, there)):

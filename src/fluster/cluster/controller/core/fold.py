@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from fluster.cluster.controller.core.index import (
+    discard,
+    index_allocation,
+    index_attempt,
+    index_endpoint,
+    index_finished,
+    index_job,
+    index_task,
+    index_user,
+    index_worker,
+)
 from fluster.cluster.controller.core.rows import (
     AllocationRow,
-    AllocationStatus,
     AttemptRow,
     Changes,
     EndpointRow,
@@ -17,16 +27,7 @@ from fluster.cluster.controller.core.rows import (
     UserRow,
     WorkerRow,
 )
-from fluster.cluster.controller.core.state import (
-    State,
-    discard,
-    has_process,
-    index_attempt,
-    index_endpoint,
-    index_job,
-    index_worker,
-    leave_tree,
-)
+from fluster.cluster.controller.core.state import State, has_process
 from fluster.cluster.ids import EndpointId
 
 CONTROLLER = "controller"
@@ -87,19 +88,13 @@ class Fold:
         if job.outcome is None:
             index_job(self.state, job)
         else:
-            self.state.jobs[job.job_id] = job
-            leave_tree(self.state, job.job_id)
-            discard(self.state.jobs_by_user, job.user, job.job_id)
+            index_finished(self.state, job)
         self.note(job.job_id, job)
         self.changes.touched_jobs.add(job.job_id)
 
     def put_task(self, task: TaskRow) -> None:
         """Writes a task; new ones come in index order."""
-        tasks = self.state.tasks.setdefault(task.job_id, [])
-        if task.index < len(tasks):
-            tasks[task.index] = task
-        else:
-            tasks.append(task)
+        index_task(self.state, task)
         self.note((task.job_id, task.index), task)
         self.changes.touched_jobs.add(task.job_id)
 
@@ -123,16 +118,8 @@ class Fold:
 
     def put_allocation(self, allocation: AllocationRow) -> None:
         """Writes an allocation; one that is gone is forgotten."""
-        state, allocation_id = self.state, allocation.allocation_id
-        old = state.allocations.get(allocation_id)
-        if allocation.status is AllocationStatus.GONE:
-            for index in (state.allocations, state.allocated_since, state.idle_since):
-                index.pop(allocation_id, None)
-        else:
-            state.allocations[allocation_id] = allocation
-            if old is None or old.status is not allocation.status:
-                state.allocated_since[allocation_id] = self.now
-        self.note(allocation_id, allocation)
+        index_allocation(self.state, allocation, self.now)
+        self.note(allocation.allocation_id, allocation)
 
     def put_endpoint(self, endpoint: EndpointRow) -> None:
         """Publishes an endpoint."""
@@ -165,7 +152,7 @@ class Fold:
 
     def put_user(self, user: UserRow) -> None:
         """Writes a user."""
-        self.state.users[user.name] = user
+        index_user(self.state, user)
         self.note(user.name, user)
 
     def put_request(self, request: RequestRow) -> None:

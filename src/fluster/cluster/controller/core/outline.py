@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property
 
-from fluster.cluster.controller.core.capacity import Room, Slot, Use, times
+from fluster.cluster.controller.core.capacity import Room, Slot, times
 from fluster.cluster.controller.core.rows import Resources
 
 
@@ -25,13 +25,6 @@ class Outline:
     @cached_property
     def _kinds(self) -> Counter[Resources]:
         return Counter(slot.worker.resources for slot in self.workers)
-
-    def whole(self) -> Use:
-        """What they have together."""
-        use = Use()
-        for kind, number in self._kinds.items():
-            use.add(kind, number)
-        return use
 
     def in_all(self, need: Resources) -> int:
         """How many tasks of this need the workers would hold together if nothing else ran."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 
-from fluster.cluster.controller.core.capacity import Slot, Use, fits, times
+from fluster.cluster.controller.core.capacity import Slot, fits, times
 from fluster.cluster.controller.core.events import Member
 from fluster.cluster.controller.core.hold import Hold, choose
 from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
 from fluster.cluster.controller.core.reasons import Reason, reason, slices_wanted, whole_slices
 from fluster.cluster.controller.core.rows import JobRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
+from fluster.cluster.ids import WorkerId
 
 # Ten thousand rows bring as many equal `Resources`; hashing those themselves costs four times as much as this.
 _key = attrgetter("cpu_milli", "memory_bytes", "disk_bytes", "gpu", "slots", "gpu_variant", "tpu_variant")
@@ -48,18 +50,16 @@ class Placing:
         self._held_at = 0
         self._state = state
         self._now = now
-        self._by_id = {worker.worker_id: _slot(state, worker) for worker in state.ready_workers()}
-        self._slots = list(self._by_id.values())
+        self._slots = [_slot(state, worker) for worker in state.ready_workers().workers]
         self._outline = Outline(self._slots)
         self._searches: dict[tuple[object, int], _Search] = {}
         self._failed: list[Resources] = []
         self._least: Resources | None = None
         self._open = 0
 
-    @property
-    def whole(self) -> Use:
-        """What all workers of the pass have together."""
-        return self._outline.whole()
+    @cached_property
+    def _by_id(self) -> dict[WorkerId, Slot]:
+        return {slot.worker.worker_id: slot for slot in self._slots}
 
     def place(self, job: JobRow, tasks: range) -> tuple[Member, ...] | None:
         """Takes room for the whole gang, or none."""

@@ -8,6 +8,7 @@ small ones. What would exceed its user's quota waits, and holds nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -18,10 +19,11 @@ from fluster.cluster.controller.core.placing import Placing
 from fluster.cluster.controller.core.shares import Gang, Shares
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import JobId
-from fluster.cluster.states import TaskState
 
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
+_NEAR_S = 1.0
+"""So far may seconds to wait that are told be from those that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,21 @@ class Decision:
         waiting: Of each job with a waiting gang, why its first one waits.
         hold: Room kept for the first gang that waits; to be given to the next pass.
         next_at: When time alone will change the outcome; `None` never.
+        revision: While the state has it, another pass comes to the same until `next_at`; `None`: it may not.
+        told_until: Until then what is said of the time to wait is near enough.
     """
 
     placed: list[GangPlaced] = field(default_factory=list)
     waiting: dict[JobId, Waiting] = field(default_factory=dict)
     hold: Hold | None = None
     next_at: float | None = None
+    revision: int | None = None
+    told_until: float = math.inf
+
+    def stands(self, state: State, now: float) -> bool:
+        """Whether another pass would come to the same."""
+        soon = self.told_until if self.next_at is None else min(self.told_until, self.next_at)
+        return self.revision == state.revision and now < soon
 
     def look_again(self, at: float) -> None:
         """Time changes something then."""
@@ -62,18 +73,19 @@ class Decision:
 
 def schedule(state: State, now: float) -> Decision:
     """Decides what to place. Reads the state, alters nothing."""
-    decision = Decision()
+    decision = Decision(revision=state.revision)
     queue = waiting_gangs(state)
     if not queue:
         return decision
     placing = Placing(state, now)
-    shares = Shares(state, {job.user for job, _, _ in queue}, placing.whole)
+    shares = Shares(state, {job.user for job, _, _ in queue}, state.ready_workers().whole)
     position = 0
     refused: dict[JobId, tuple[int, int]] = {}
     counted, bounded = shares.counted, shares.bounded
     for job, tasks, not_before in shares.in_turn(queue, state.hold):
         if not_before > now:
             decision.look_again(not_before)
+            decision.told_until = now + _NEAR_S
             decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
         elif bounded and shares.exceeds(job, len(tasks)):
             if job.job_id not in decision.waiting:
@@ -89,6 +101,8 @@ def schedule(state: State, now: float) -> Decision:
             refused.setdefault(job.job_id, (len(tasks), position))
     # Explained last, so that the numbers are those that this pass leaves behind.
     about_machines = outlook(state, now) if refused else ""
+    if about_machines and state.refusals:
+        decision.told_until = now + _NEAR_S
     for job_id, (count, position) in refused.items():
         if job_id not in decision.waiting:
             why = placing.explain(state.jobs[job_id], count, position)
@@ -96,18 +110,14 @@ def schedule(state: State, now: float) -> Decision:
     if placing.hold is not None:
         decision.hold = placing.hold
         decision.look_again(placing.hold.until)
+    if decision.placed or decision.hold != state.hold:
+        decision.revision = None  # whose turn it is, or what is held back, is another matter now
     return decision
 
 
 def waiting_gangs(state: State) -> list[Gang]:
     """Gangs that wait, by priority and age."""
-    jobs = [
-        job
-        for job_id, job in state.jobs.items()
-        if job.stop_at is None
-        and job.outcome is None
-        and (not job.gang or state.tasks[job_id][0].state is TaskState.PENDING)
-    ]
+    jobs = [state.jobs[job_id] for job_id in state.pending]
     jobs.sort(key=_age)
     jobs.sort(key=_priority, reverse=True)
     found: list[Gang] = []
@@ -116,8 +126,8 @@ def waiting_gangs(state: State) -> list[Gang]:
         if job.gang:
             found.append((job, range(job.num_tasks), tasks[0].not_before))
         else:
-            alone = (task for task in tasks if task.state is TaskState.PENDING)
-            found += [(job, range(task.index, task.index + 1), task.not_before) for task in alone]
+            alone = sorted(state.pending[job.job_id])
+            found += [(job, range(index, index + 1), tasks[index].not_before) for index in alone]
     return found
 
 

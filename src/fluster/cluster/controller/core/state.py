@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-from fluster.cluster.controller.core.capacity import Room, room
+from fluster.cluster.controller.core.capacity import Room, Use, room, whole
 from fluster.cluster.controller.core.rows import (
-    ENDED_STATES,
     PROCESS_STATES,
     AllocationRow,
     AllocationStatus,
@@ -26,10 +24,6 @@ from fluster.cluster.controller.core.rows import (
 )
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
 from fluster.cluster.states import WorkerStatus
-
-_K = TypeVar("_K", bound=Hashable)
-_V = TypeVar("_V", bound=Hashable)
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +81,14 @@ class Refusal:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Workers that may be given work, in a fixed order, and what they have together."""
+
+    workers: tuple[WorkerRow, ...]
+    whole: Use
+
+
 @dataclass(slots=True)
 class State:
     """Memory of one controller, folded in place by `apply`. `last_seen` and leases live here only.
@@ -95,6 +97,7 @@ class State:
         tasks: By job, in index order.
         history: All attempts of unfinished jobs, by job and task, oldest first.
         attempts: Those attempts by uid.
+        pending: By job: its tasks that wait to be placed, where there are any.
         held: Attempts that reserve resources, by worker.
         children: By parent: unfinished jobs, and finished ones that unfinished ones descend from.
         parents: The same the other way round.
@@ -111,6 +114,9 @@ class State:
         waiting: Why each waiting job waits, as the last `schedule` found.
         hold: What the last `schedule` held back, to go on with.
         late_reports: Reports of attempts that had ended before: they change nothing.
+        revision: Counts what alters what `schedule` reads: while it stays, nothing that waits has a better chance.
+        rooms: What workers have left, derived anew once a row it follows from has changed: `room`.
+        ready: Workers that may be given work, likewise: `ready_workers`.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -124,6 +130,7 @@ class State:
     tokens: dict[str, TokenRow] = field(default_factory=dict)
     users: dict[str, UserRow] = field(default_factory=dict)
 
+    pending: defaultdict[JobId, dict[int, None]] = field(default_factory=lambda: defaultdict(dict))
     held: defaultdict[WorkerId, dict[AttemptUid, AttemptRow]] = field(default_factory=lambda: defaultdict(dict))
     children: defaultdict[JobId, set[JobId]] = field(default_factory=lambda: defaultdict(set))
     parents: dict[JobId, JobId] = field(default_factory=dict)
@@ -146,6 +153,9 @@ class State:
     waiting: dict[JobId, str] = field(default_factory=dict)
     hold: object = None
     late_reports: int = 0
+    revision: int = 0
+    rooms: dict[WorkerId, Room] = field(default_factory=dict)
+    ready: Ready | None = None
 
     def current(self, job_id: JobId, task: int) -> AttemptRow | None:
         """The task's latest attempt."""
@@ -165,26 +175,30 @@ class State:
         return self.jobs[attempt.job_id].resources
 
     def room(self, worker: WorkerRow) -> Room:
-        """What the worker has left, derived from the attempts it holds.
+        """What the worker has left, derived from the attempts it holds. To be read: who counts it down takes a copy.
 
         Members of a gang that had exited on an earlier machine of its name, one that is gone, reserve nothing here.
         """
-        left, jobs = room(worker.resources), self.jobs
-        for attempt in self.held.get(worker.worker_id, {}).values():
-            if attempt.placed_at >= worker.registered_at:
-                left.take(jobs[attempt.job_id].resources)
+        left = self.rooms.get(worker.worker_id)
+        if left is None:
+            left, jobs = room(worker.resources), self.jobs
+            for attempt in self.held.get(worker.worker_id, {}).values():
+                if attempt.placed_at >= worker.registered_at:
+                    left.take(jobs[attempt.job_id].resources)
+            self.rooms[worker.worker_id] = left
         return left
 
     def free(self, worker: WorkerRow) -> Resources:
         """What the worker has left, as a value."""
         return self.room(worker).resources()
 
-    def ready_workers(self) -> Iterator[WorkerRow]:
-        """Workers that may be given work, in a fixed order."""
-        for worker_id in sorted(self.workers):
-            worker = self.workers[worker_id]
-            if worker.status is WorkerStatus.READY and not self.leaving(worker):
-                yield worker
+    def ready_workers(self) -> Ready:
+        """Workers that may be given work."""
+        if self.ready is None:
+            rows = (self.workers[worker_id] for worker_id in sorted(self.workers))
+            ready = [row for row in rows if row.status is WorkerStatus.READY and not self.leaving(row)]
+            self.ready = Ready(tuple(ready), whole(row.resources for row in ready))
+        return self.ready
 
     def leaving(self, worker: WorkerRow) -> bool:
         """Whether the worker's allocation is being given back, or was."""
@@ -220,96 +234,6 @@ class State:
         return token.uses - len(self.joined.get(token.token_id, ()))
 
 
-def index_job(state: State, job: JobRow) -> None:
-    """Puts an unfinished job into the state and below its parent."""
-    state.jobs[job.job_id] = job
-    state.jobs_by_user[job.user][job.job_id] = None
-    if job.parent is not None:
-        index_parent(state, job.job_id, job.parent)
-
-
-def index_parent(state: State, job_id: JobId, parent: JobId) -> None:
-    """Puts a job below its parent: an unfinished one, or a finished one that unfinished ones descend from."""
-    state.parents[job_id] = parent
-    state.children[parent].add(job_id)
-
-
-def leave_tree(state: State, job_id: JobId) -> None:
-    """Takes a finished job from below its parent once nothing unfinished descends from it; then that one likewise."""
-    while job_id not in state.children and not _unfinished(state, job_id):
-        parent = state.parents.pop(job_id, None)
-        if parent is None:
-            return
-        state.children[parent].discard(job_id)
-        if not state.children[parent]:
-            del state.children[parent]
-        job_id = parent
-
-
-def _unfinished(state: State, job_id: JobId) -> bool:
-    job = state.jobs.get(job_id)
-    return job is not None and job.outcome is None
-
-
-def index_worker(state: State, worker: WorkerRow) -> None:
-    """Puts a worker into the state; one that is gone only counts as a use of its token. Tokens come first."""
-    if worker.joined_by in state.tokens:
-        state.joined[worker.joined_by].add(worker.worker_id)
-    if worker.status is WorkerStatus.GONE:
-        state.workers.pop(worker.worker_id, None)
-        state.last_seen.pop(worker.worker_id, None)
-        state.last_words.pop(worker.worker_id, None)
-    else:
-        state.workers[worker.worker_id] = worker
-
-
-def index_attempt(state: State, attempt: AttemptRow) -> None:
-    """Puts an attempt into the state's indexes."""
-    history = state.history.setdefault((attempt.job_id, attempt.task), [])
-    position = attempt.number - (history[0].number if history else attempt.number)
-    if position < len(history):
-        history[position] = attempt
-    else:
-        history.append(attempt)
-    state.attempts[attempt.uid] = attempt
-    if attempt.state in ENDED_STATES:
-        discard(state.held, attempt.worker_id, attempt.uid)
-    else:
-        state.held[attempt.worker_id][attempt.uid] = attempt
-
-
-def index_endpoint(state: State, endpoint: EndpointRow, now: float) -> None:
-    """Puts an endpoint into the state's indexes; a leased one starts with a full lease."""
-    state.endpoints[endpoint.endpoint_id] = endpoint
-    state.endpoints_by_name[endpoint.namespace, endpoint.name][endpoint.endpoint_id] = None
-    if endpoint.attempt_uid is None:
-        state.endpoint_seen[endpoint.endpoint_id] = now
-    else:
-        state.endpoints_by_attempt[endpoint.attempt_uid][endpoint.endpoint_id] = None
-
-
-def drop_finished(state: State, job_ids: Iterable[JobId]) -> None:
-    """Forgets finished jobs, once their end is committed: from then on they are read from the store."""
-    for job_id in job_ids:
-        job = state.jobs.get(job_id)
-        if job is None or job.outcome is None:
-            continue
-        del state.jobs[job_id]
-        state.waiting.pop(job_id, None)
-        for task in state.tasks.pop(job_id, ()):
-            for attempt in state.history.pop((job_id, task.index), ()):
-                state.attempts.pop(attempt.uid, None)
-
-
 def has_process(attempt: AttemptRow) -> bool:
     """Whether a process of this attempt may exist somewhere."""
     return attempt.state in PROCESS_STATES
-
-
-def discard(index: defaultdict[_K, dict[_V, _T]], key: _K, value: _V) -> None:
-    """Takes a value out of an index, and its key with the last one."""
-    entries = index.get(key)
-    if entries is not None:
-        entries.pop(value, None)
-        if not entries:
-            del index[key]

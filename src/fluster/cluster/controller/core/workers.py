@@ -45,7 +45,7 @@ def register(fold: Fold, event: WorkerRegistered) -> None:
         state.last_words.setdefault(event.worker_id, state.last_seen[event.worker_id])
     state.last_seen[event.worker_id] = fold.now
     if (allocation := state.allocations.get(event.allocation_id)) is not None:
-        state.refusals.pop(allocation.backend, None)
+        state.revision += state.refusals.pop(allocation.backend, None) is not None
     if worker == old:
         return
     fold.put_worker(worker)
