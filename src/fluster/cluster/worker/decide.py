@@ -167,20 +167,17 @@ def on_answer(session: Session, answer: Answer, *, seq: int, asked_at: float, no
     """
     if not may_command(session, answer.epoch, answer.controller):
         return on_failure(session, now=now), Verdict.IGNORE
-    if session.failures:
-        session = replace(session, failures=0, not_before=0.0)
-    if answer.superseded or seq <= session.applied_seq:
-        return session, Verdict.IGNORE
-    if answer.reregister:
-        return session, Verdict.REREGISTER
-    session = replace(
-        session,
+    old = answer.superseded or seq <= session.applied_seq
+    if old or answer.reregister:
+        heard = replace(session, failures=0, not_before=0.0) if session.failures else session
+        return heard, Verdict.IGNORE if old else Verdict.REREGISTER
+    session = Session(
         epoch=answer.epoch,
         controller=answer.controller,
-        applied_seq=seq,
-        desired_version=answer.desired_version,
         lease_s=answer.lease_s,
         lease_until=asked_at + answer.lease_s,
+        applied_seq=seq,
+        desired_version=answer.desired_version,
     )
     return session, Verdict.LEAVE if answer.leave else Verdict.APPLY
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fluster.cluster.controller.core import silence
-from fluster.cluster.controller.core.capacity import Use
+from fluster.cluster.controller.core.capacity import Use, whole
 from fluster.cluster.controller.core.rows import (
     ENDED_STATES,
     AllocationRow,
@@ -84,6 +84,9 @@ class Rules:
         self._children: defaultdict[JobId, list[JobId]] = defaultdict(list)
         self._held: defaultdict[WorkerId, dict[AttemptUid, None]] = defaultdict(dict)
         self._placed_at: dict[AttemptUid, float] = {}
+        self._uses: defaultdict[str, Use] = defaultdict(Use)
+        self._reserving: dict[AttemptUid, JobRow] = {}
+        self._unfinished: defaultdict[str, set[JobId]] = defaultdict(set)
         self._endpoints: defaultdict[AttemptUid, dict[EndpointId, None]] = defaultdict(dict)
         self._offered: defaultdict[str, dict[AllocationId, None]] = defaultdict(dict)
 
@@ -115,19 +118,43 @@ class Rules:
         """What the rows may not be once it is written."""
         self.commits += 1
         touched: dict[JobId, None] = {}
+        users: dict[str, None] = {}
         for row in changes.rows.values():
-            if isinstance(row, JobRow | TaskRow | AttemptRow):
-                touched[row.job_id] = None
             if isinstance(row, AttemptRow):
+                touched[row.job_id] = users[self._count_attempt(row)] = None
                 self._no_endpoint_is_left(row)
+            elif isinstance(row, TaskRow):
+                touched[row.job_id] = None
             elif isinstance(row, JobRow):
+                touched[row.job_id] = users[self._count_job(row)] = None
                 self._descendants(row)
+            elif isinstance(row, UserRow):
+                users[row.name] = None
         for job_id in touched:
             self._whole_job(self._store.jobs[job_id])
         for worker_id in changes.touched_workers:
             self._room(worker_id)
-        if any(isinstance(row, JobRow | AttemptRow) for row in changes.rows.values()):
-            self._quotas()
+        for user in users:
+            self._quota(user)
+
+    def _count_attempt(self, row: AttemptRow) -> str:
+        """Notes what its user has; who that is."""
+        job = self._store.jobs[row.job_id]
+        if row.state in ENDED_STATES:
+            if self._reserving.pop(row.uid, None) is not None:
+                self._uses[job.user].add(job.resources, -1)
+        elif row.uid not in self._reserving:
+            self._reserving[row.uid] = job
+            self._uses[job.user].add(job.resources)
+        return job.user
+
+    def _count_job(self, row: JobRow) -> str:
+        """Notes what its user has; who that is."""
+        if row.outcome is None:
+            self._unfinished[row.user].add(row.job_id)
+        else:
+            self._unfinished[row.user].discard(row.job_id)
+        return row.user
 
     # Single rows
 
@@ -314,26 +341,27 @@ class Rules:
         if cpu > have.cpu_milli or memory > have.memory_bytes or len(held) > have.slots:
             raise InvariantBroken("no worker holds more than it has", f"{[*held]} on {worker_id}", worker=worker_id)
 
-    def _quotas(self) -> None:
+    def _quota(self, user: str) -> None:
         """No user has more than it may."""
-        uses: defaultdict[str, Use] = defaultdict(Use)
-        for uid in (uid for held in self._held.values() for uid in held):
-            job = self._store.jobs[JobId(uid.split(".")[0])]
-            uses[job.user].add(job.resources)
-        unfinished = Counter(self._store.jobs[job_id].user for job_id in self._store.unfinished)
-        for row in self._store.kept.values():
-            if not isinstance(row, UserRow):
-                continue
-            use, quota = uses[row.name], row.quota
-            has = (use.cpu_milli, use.memory_bytes, use.gpu, unfinished[row.name])
+        row = self._store.kept.get((UserRow, user))
+        if isinstance(row, UserRow):
+            use, quota = self._uses[user], row.quota
+            has = (use.cpu_milli, use.memory_bytes, use.gpu, len(self._unfinished[user]))
             may = (quota.cpu_milli, quota.memory_bytes, quota.gpu, quota.jobs)
             if any(limit is not None and there > limit for there, limit in zip(has, may, strict=True)):
-                raise InvariantBroken("no user is over quota", f"{row.name} has {has} of {may}")
+                raise InvariantBroken("no user is over quota", f"{user} has {has} of {may}")
+
+    def _is_counted_right(self) -> None:
+        """What was counted commit by commit is what there is."""
+        assert self._reserving.keys() == {uid for held in self._held.values() for uid in held}
+        for user, use in self._uses.items():
+            assert use == whole(job.resources for job in self._reserving.values() if job.user == user)
 
     # Everything
 
     def all(self, state: State) -> None:
         """What memory holds is what the rows say."""
+        self._is_counted_right()
         limit_s = lease_end(state.settings, 0.0) + _LATE_S
         frozen = self._sim.controller is not None and self._sim.controller.frozen
         for worker in () if frozen else state.workers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from fluster.cluster.controller.core.demand import COMING, demand, joined, missing_hosts
@@ -58,9 +59,14 @@ def _silent(state: State, now: float) -> list[AllocationUnwanted]:
 def _came_to_nothing(state: State, now: float) -> list[AllocationUnwanted]:
     """Machines that never started, and those whose workers never joined: others are tried in their place."""
     found: list[AllocationUnwanted] = []
-    settings, there = state.settings, joined(state)
-    for row in state.allocations.values():
-        waited_s = now - state.allocated_since.get(row.allocation_id, now)
+    settings = state.settings
+    first_s = min(settings.start_timeout_s, settings.join_timeout_s)
+    waited = ((name, now - since) for name, since in state.allocated_since.items())
+    long_here = [
+        (state.allocations[allocation_id], waited_s) for allocation_id, waited_s in waited if waited_s > first_s
+    ]
+    there = joined(state) if long_here else Counter()
+    for row, waited_s in long_here:
         if row.status is AllocationStatus.REQUESTED and waited_s > settings.start_timeout_s:
             why = f"it did not start within {settings.start_timeout_s:g} s" + (f": {row.error}" if row.error else "")
         elif (
