@@ -56,6 +56,7 @@ def all_checks(cluster: str | None) -> list[Check]:
         _uv,
         _machine,
         _limits,
+        _job_users,
         _docker,
         lambda: _disk("disk of state", state_home()),
         lambda: _disk("disk of environments", _cache_dir()),
@@ -125,9 +126,22 @@ def _limits() -> Check:
             " as root, or in a delegated control group (`systemd-run --user --scope -p Delegate=yes …`)"
         )
         return Check("limits", Status.LIMITED, "no control groups: memory is sampled", advice)
-    return Check(
-        "limits", Status.OK, f"control groups {enforcement}; limits, no sandbox: jobs run as the worker's user"
-    )
+    return Check("limits", Status.OK, f"control groups {enforcement}")
+
+
+def _job_users() -> Check:
+    """As whom processes of jobs run, and what keeps them apart."""
+    if os.geteuid() != 0:
+        found = "jobs run as the worker's user and can read all that it can: limits, no sandbox"
+        return Check("users of jobs", Status.OK, found)
+    from fluster.cluster.worker.trial import closed_to_others
+
+    found, advice = "jobs of a worker that runs as root run as root", "give it --job-users 600000-601999"
+    ways = {path: closed_to_others(path) for path in (Path(sys.executable), state_home(), _cache_dir())}
+    if any(ways.values()):
+        told = ", ".join(f"{path} (behind {directory})" for path, directory in ways.items() if directory)
+        advice += f"; then others must be able to reach {told}: install Fluster, and have state and cache, elsewhere"
+    return Check("users of jobs", Status.LIMITED, found, advice)
 
 
 def _docker() -> Check:

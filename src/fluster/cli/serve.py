@@ -152,6 +152,8 @@ class _GpuCount(click.ParamType[int | str]):
 @click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
 @click.option("--gpus", type=_GpuCount(), default="auto", show_default=True, metavar="N", help="GPUs it offers.")
 @click.option("--cpu-quota", is_flag=True, help="Jobs get no more than their cpu, even on idle cores.")
+@click.option("--job-users", metavar="FIRST-LAST", help="Each job's process gets a user of its own; see below.")
+@click.option("--job-group", "job_groups", multiple=True, metavar="G", help="Group they are in; may be repeated.")
 @click.option("--cache-dir", type=_DIRECTORY, help="Where environments and workspaces lie.  [default: below ~/.cache]")
 @click.option("--cache-size", metavar="M", help="What environments may take there: 50GB.  [default: 20GiB]")
 def worker_serve(
@@ -166,6 +168,8 @@ def worker_serve(
     memory: str | None,
     gpus: int | str,
     cpu_quota: bool,
+    job_users: str | None,
+    job_groups: tuple[str, ...],
     cache_dir: Path | None,
     cache_size: str | None,
 ) -> int:
@@ -173,6 +177,10 @@ def worker_serve(
 
     It joins the controller with the token. SIGTERM and Ctrl-C end it and leave its jobs running; started again on the
     same state directory it is the same worker, goes on with them and needs no token.
+
+    Jobs run as the worker's own user and can read what that can: the worker's credential and other jobs' files, too. A
+    worker that runs as root gives each process of a job a user of its own with --job-users 600000-601999: uids that no
+    account has, two for each job at a time. Fluster, --state-dir and --cache-dir must then lie where all users may go.
     """
     from fluster.cluster.context import normal_address
     from fluster.cluster.validation import check_cpu, parse_bytes
@@ -193,6 +201,8 @@ def worker_serve(
         memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,
         gpus=gpus,
         cpu_quota=cpu_quota,
+        job_users=job_users,
+        job_groups=job_groups,
         cache_dir=cache_dir.absolute() if cache_dir is not None else None,
         cache_cap_bytes=parse_bytes(cache_size, "cache-size") if cache_size is not None else DEFAULT_CAP_BYTES,
     )

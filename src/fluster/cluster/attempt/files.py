@@ -23,6 +23,8 @@ CONTROL = "control"
 """A FIFO that the shim reads; having a reader means that the shim lives."""
 LOCK = "lock"
 """Held (flock) by the shim for as long as it lives, so that an attempt has one shim or none."""
+BOX = "box"
+"""What an attempt of another user than the worker's, or in a container, sees as its own directory."""
 ABANDONED = "abandoned"
 """The attempt was declared gone: a shim that comes late must not start it."""
 LOADED = "loaded"
@@ -32,7 +34,10 @@ LOADED = "loaded"
 def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Replaces `path`; `durable` also survives a power cut with content and not as an empty file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    # Made here or not at all: whoever else writes in this directory must not lead it elsewhere.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

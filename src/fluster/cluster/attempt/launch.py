@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fluster.cluster.attempt import files, proc
+from fluster.cluster.attempt import files, proc, user
 from fluster.cluster.attempt.cgroup import AttemptCgroup
 from fluster.cluster.attempt.request import StartRequest, read_frame
 
@@ -57,6 +57,8 @@ def become_attempt(
         request = _await_order(orders)
         _use_files(request)
         _await_go(orders)
+        if request.user is not None:
+            user.become(request.user, request.groups, shim)
     except BaseException as error:
         _give_up(errors, StartError(f"cannot set up the attempt's process: {error}", fluster_fault=True))
     _enter(request, errors)
@@ -106,6 +108,8 @@ def _use_files(request: StartRequest) -> None:
     """The log files as stdout and stderr; stdin is empty since the shim."""
     for target, name in ((1, files.STDOUT), (2, files.STDERR)):
         opened = os.open(request.directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if request.user is not None:  # for programs that open /dev/stdout
+            os.fchown(opened, request.user, request.user)
         os.dup2(opened, target)  # inheritable, unlike what it copies
         os.close(opened)
 

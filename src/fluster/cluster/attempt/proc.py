@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ MARKER_ROOM = 128
 """Longest uid; the zygote is started with a value of this length, which its forks overwrite in place."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _ENV_START, _ENV_END = 50, 51  # proc_pid_stat(5), counted from 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,6 +36,16 @@ def become_subreaper(*, on: bool = True) -> None:
 def die_with_parent(signal_number: int) -> None:
     """Has the kernel send this process `signal_number` when the thread that forked it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def give_up_privileges() -> None:
+    """From now on nothing that this process or its children execute has more rights than they have."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def open_to_itself() -> None:
+    """Gives this process the files of its own below /proc, which the kernel closes when a process changes its user."""
+    _prctl(_PR_SET_DUMPABLE, 1)
 
 
 def name_this_process(name: str) -> None:
@@ -122,6 +135,22 @@ def descendants(root: int) -> list[int]:
         found += below
         waiting += below
     return found
+
+
+def of_user(user: int) -> list[int]:
+    """Processes of a user, zombies excluded."""
+    found = []
+    for pid in all_pids():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == user or _real_user(pid) == user:
+                found.append(pid)
+    return [pid for pid in found if not has_ended(pid)]
+
+
+def _real_user(pid: int) -> int:
+    """Whose it is, also while it hides its files."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
 
 
 def memory_bytes(pids: list[int], limit: int | None) -> int:

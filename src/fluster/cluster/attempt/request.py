@@ -1,7 +1,8 @@
-"""What the worker tells a zygote about one attempt: one JSON object behind its length."""
+"""What the worker tells a zygote about one attempt: one JSON object behind its length and its number."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluster.cluster.attempt import files
 from fluster.cluster.attempt.cgroup import Bounds, Hierarchy
 
 LENGTH_BYTES = 4
+HEAD_BYTES = 2 * LENGTH_BYTES
+"""Before a request on the way to the zygote, which passes on what follows without a look at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class StartRequest:
         time_s: Longest time from the start.
         grace_s: Between SIGTERM and SIGKILL when that time, or the lease, is over.
         lease: File that says until when the worker's attempts may run; `None`: for as long as they like.
+        user: Whose process it becomes; `None`: the worker's own user's.
+        groups: That its user is in besides its own.
     """
 
     number: int
@@ -45,23 +51,31 @@ class StartRequest:
     time_s: float | None
     grace_s: float
     lease: Path | None = None
+    user: int | None = None
+    groups: tuple[int, ...] = ()
+
+    @property
+    def own_directory(self) -> Path:
+        """Where the attempt finds what it calls, and leaves what came of it."""
+        return self.directory if self.user is None else self.directory / files.BOX
 
     def to_frame(self) -> bytes:
-        """The request as it goes down the pipe."""
+        """The request as it goes to the zygote."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["environment"] = dict(self.environment)
         fields["bounds"] = [self.bounds.cpu, self.bounds.cpu_quota, self.bounds.memory_bytes, self.bounds.pids]
         content = json.dumps(fields, default=str).encode()
-        return len(content).to_bytes(LENGTH_BYTES, "big") + content
+        return b"".join(each.to_bytes(LENGTH_BYTES, "big") for each in (len(content), self.number)) + content
 
     @classmethod
     def from_json(cls, content: bytes) -> StartRequest:
-        """The request out of a frame without its length."""
+        """The request without its head."""
         fields: dict[str, Any] = json.loads(content)
         fields["directory"] = Path(fields["directory"])
         fields["working_directory"] = Path(fields["working_directory"])
         fields["argv"] = tuple(fields["argv"]) if fields["argv"] is not None else None
         fields["import_path"] = tuple(fields["import_path"])
+        fields["groups"] = tuple(fields["groups"])
         fields["bounds"] = Bounds(*fields["bounds"])
         fields["lease"] = Path(fields["lease"]) if fields["lease"] is not None else None
         return cls(**fields)
@@ -99,17 +113,31 @@ def _read_exactly(descriptor: int, count: int) -> bytes | None:
     return bytes(received)
 
 
-def take_frame(received: bytearray) -> bytes | None:
-    """Removes one whole frame from what was received and gives its content; `None` if there is none yet."""
-    end = LENGTH_BYTES + int.from_bytes(received[:LENGTH_BYTES], "big")
-    if len(received) < LENGTH_BYTES or len(received) < end:
+def read_head(descriptor: int) -> tuple[int, int] | None:
+    """Length and number of the next request on a zygote's pipe; `None`: there is none any more."""
+    head = _read_exactly(descriptor, HEAD_BYTES)
+    if head is None:
         return None
-    content = bytes(received[LENGTH_BYTES:end])
-    del received[:end]
-    return content
+    return int.from_bytes(head[:LENGTH_BYTES], "big"), int.from_bytes(head[LENGTH_BYTES:], "big")
 
 
-def request_number(content: bytes) -> int:
-    """The number of the request in a frame."""
-    number: int = json.loads(content)["number"]
-    return number
+def pass_frame(source: int, length: int, target: int | None) -> bool:
+    """Moves a request from pipe to pipe, as a frame; without a target, or a reader of it, the request is passed over.
+
+    Inside the kernel: what a zygote had in its memory, the attempts that it forks later could look for there.
+
+    Returns:
+        Whether all of it was moved.
+    """
+    left = length
+    if target is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(target, length.to_bytes(LENGTH_BYTES, "big"))
+            while left and (moved := os.splice(source, target, left)):
+                left -= moved
+            return left == 0
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    while left and (moved := os.splice(source, nowhere, left)):
+        left -= moved
+    os.close(nowhere)
+    return False

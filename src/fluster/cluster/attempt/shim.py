@@ -14,7 +14,7 @@ from fluster.cluster.attempt import files, proc, record
 from fluster.cluster.attempt.cgroup import AttemptCgroup, Bounds, Hierarchy, remove_if_empty
 from fluster.cluster.attempt.launch import become_attempt
 from fluster.cluster.attempt.replies import Replies
-from fluster.cluster.attempt.request import LENGTH_BYTES, StartRequest, read_frame, write_frame
+from fluster.cluster.attempt.request import HEAD_BYTES, StartRequest, read_frame, write_frame
 from fluster.cluster.attempt.tree import Tree
 from fluster.cluster.attempt.watch import Fork, Watch
 
@@ -96,7 +96,7 @@ def _rehearse() -> None:
     """Does once what the request will need, to no effect: what that writes to in memory is copied before it counts."""
     bounds = Bounds(cpu=1.0, cpu_quota=False, memory_bytes=None, pids=1)
     request = StartRequest(0, "", _NOWHERE, None, False, {}, _NOWHERE, (), bounds, None, 0.0)
-    StartRequest.from_json(request.to_frame()[LENGTH_BYTES:])
+    StartRequest.from_json(request.to_frame()[HEAD_BYTES:])
     running = record.running_fields(os.getpid(), time.time(), [])
     with contextlib.suppress(OSError):
         files.take_lock(_NOWHERE)

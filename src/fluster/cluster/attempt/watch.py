@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from fluster.cluster.attempt import files, proc, record
+from fluster.cluster.attempt import files, proc, record, user
 from fluster.cluster.attempt.cgroup import AttemptCgroup
 from fluster.cluster.attempt.launch import COMMAND_NOT_EXECUTABLE, GO, StartError
 from fluster.cluster.attempt.lease import LeaseFile
@@ -92,6 +92,8 @@ class Watch:
         while not self._is_over():
             self._turn()
         self._tree.kill(self._pause)
+        if self._request.user is not None:
+            user.take_result(self._request.directory, self._request.user)
         if not self._start_noted and self._running:
             self._note_start()  # it ended, and so closed its errors, between two looks
         self._write_record()
@@ -233,7 +235,7 @@ class Watch:
         ended_from_outside = out_of_memory or self._timed_out or self._stop_requested or self._deserted
         if not self._request.interpreter or ended_from_outside or status == 0:
             return None
-        if (self._request.directory / files.LOADED).exists():
+        if (self._request.own_directory / files.LOADED).exists():
             return None
         assert self._request.argv is not None
         return record.unusable_interpreter(self._request.argv[0], self._request.directory, COMMAND_NOT_EXECUTABLE)

@@ -22,7 +22,7 @@ from fluster.cluster.attempt import proc
 from fluster.cluster.attempt.cgroup import Hierarchy, remove_if_empty
 from fluster.cluster.attempt.ending import end_program, remember_preloaded
 from fluster.cluster.attempt.replies import Replies
-from fluster.cluster.attempt.request import hierarchies_from_json, request_number, take_frame, write_frame
+from fluster.cluster.attempt.request import hierarchies_from_json, pass_frame, read_head
 from fluster.cluster.attempt.shim import Ends, supervise
 from fluster.cluster.attempt.tree import send
 
@@ -48,7 +48,6 @@ class Zygote:
     def __init__(self, requests: int, ends: Ends) -> None:
         self._requests = requests
         self._ends = ends
-        self._received = bytearray()
         self._shims: dict[int, int] = {}  # with the number of the request each was given, 0: none yet
         self._spare: _Spare | None = None
         self._preloads = [_PRELOAD_LIST]
@@ -69,12 +68,17 @@ class Zygote:
             if self._wake in ready:
                 os.read(self._wake, _CHUNK)
                 self._reap()
-            if self._requests in ready and not self._receive():
-                return None
+            if self._requests in ready:
+                if (head := read_head(self._requests)) is None:
+                    return None
+                length, number = head
+                if self._spare is None and (fork := self._fork(number)) is not None:
+                    return fork
+                self._hand_over(length, number)
             self._idle = not ready and self._spare is not None
             if self._idle:
                 self._preload()
-            if (fork := self._fork_due(idle=not ready)) is not None:
+            if not ready and self._spare is None and (fork := self._fork(None)) is not None:
                 return fork
 
     def end(self, cgroups: tuple[Hierarchy, ...]) -> None:
@@ -113,30 +117,16 @@ class Zygote:
             self._preloads += reversed(module.MODULES) if module.__name__ == _PRELOAD_LIST else ()
         _keep_preloaded()
 
-    def _receive(self) -> bool:
-        content = os.read(self._requests, _CHUNK)
-        self._received += content
-        return bool(content)
-
-    def _fork_due(self, *, idle: bool) -> int | None:
-        """Hands every whole request to a shim, and forks a spare when there is time; as `serve` in the forks."""
-        while (frame := take_frame(self._received)) is not None:
-            if self._spare is None and (fork := self._fork(request_number(frame))) is not None:
-                return fork
-            self._hand_over(frame)
-        return self._fork(None) if idle and self._spare is None else None
-
-    def _hand_over(self, frame: bytes) -> None:
+    def _hand_over(self, length: int, number: int) -> None:
+        """Has the spare take the request that comes next."""
         spare, self._spare = self._spare, None
+        taken = pass_frame(self._requests, length, spare.requests if spare is not None else None)
         if spare is None:  # could not be forked, and that was answered
             return
-        try:
-            write_frame(spare.requests, frame)
-        except BrokenPipeError:
-            problem = "the attempt's shim was killed before it began"
-            self._ends.replies.tell({"number": request_number(frame), "fault": problem})
+        if taken:
+            self._shims[spare.pid] = number
         else:
-            self._shims[spare.pid] = request_number(frame)
+            self._ends.replies.tell({"number": number, "fault": "the attempt's shim was killed before it began"})
         os.close(spare.requests)
 
     def _fork(self, number: int | None) -> int | None:
@@ -234,7 +224,7 @@ def main(arguments: list[str]) -> None:
         os._exit(0)
     request = supervise(requests_of_fork, ends, cgroups, runner.get_ready)
     runner.replace_environment(request.environment)
-    end_program(runner.run(request.directory, request.import_path))
+    end_program(runner.run(request.own_directory, request.import_path))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ SPEC = "container.json"
 """What to run: a `ContainerSpec`. An attempt that has it is, or was, a container."""
 STARTED = "started"
 """The container runs, or did."""
-BOX = "box"
-"""The directory that the container sees as the attempt's own."""
 _LOOK_S = 1.0
 _DAEMON_FIRST_S = 0.5
 _DRAIN_S = 10.0
@@ -227,7 +225,7 @@ class _Watch:
     def _take_result(self) -> None:
         """Moves what the attempt gave to where its worker looks, if it is a file and not a way to some other one."""
         with contextlib.suppress(OSError):
-            path = self._directory / BOX / files.RESULT
+            path = self._directory / files.BOX / files.RESULT
             if stat.S_ISREG(os.lstat(path).st_mode):
                 os.replace(path, self._directory / files.RESULT)
 
@@ -258,7 +256,7 @@ class _Watch:
             return _not_executed(self._spec, code)
         if not self._spec.interpreter or code == 0 or out_of_memory or self._timed_out or self._stop_requested:
             return None
-        if (self._directory / BOX / files.LOADED).exists():
+        if (self._directory / files.BOX / files.LOADED).exists():
             return None
         return record.unusable_interpreter(self._spec.interpreter, self._directory, COMMAND_NOT_EXECUTABLE)
 

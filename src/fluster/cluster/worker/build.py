@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fluster.cluster.attempt.files import write_atomically
@@ -15,6 +15,7 @@ from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.folder import Folder, Notes
 from fluster.cluster.worker.gpu import Gpus
 from fluster.cluster.worker.interpreter import NoInterpreter, choose_interpreter, minor, same_interpreter
+from fluster.cluster.worker.jobusers import JobUsers
 from fluster.cluster.worker.ports import Ports
 from fluster.cluster.worker.provision import Provision, Say
 from fluster.cluster.worker.runtime import AttemptStart, ImageFailed, Limits, Runtime
@@ -31,6 +32,7 @@ class Site:
 
     Attributes:
         provision: Where workspaces and environments come from.
+        users: Whose processes attempts are.
         python: The runtime's interpreter, of callables that ask for none; `None`: the worker's own.
         may_start: Whether a process may be started now: not while the worker has no lease.
     """
@@ -41,6 +43,7 @@ class Site:
     gpus: Gpus
     around: Surroundings
     provision: Provision
+    users: JobUsers = field(default_factory=JobUsers)
     python: str | None = None
     may_start: Callable[[], bool] = lambda: True
 
@@ -66,7 +69,8 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         spec, around = in_image.without_submitters_directory(spec), replace(around, base={})
         environment = spec.environment or EnvironmentSpec()
         inside = await _look_into(image, environment, site, folder, is_callable=command is None)
-    python = inside.builder if inside else await _interpreter(environment, site, is_callable=command is None)
+    user = site.users.take(folder.uid)
+    python = inside.builder if inside else await _interpreter(environment, site, user, is_callable=command is None)
     workspace = await _unpack_workspace(folder, environment, site, say)
     venv = await site.provision.environment(environment, python, workspace, folder.path, say)
     if venv is not None:
@@ -76,7 +80,10 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
     if site.around.ca_file is not None:
         # A copy: the worker's own directory may be closed to the attempt.
         write_atomically(folder.authority, site.around.ca_file.read_bytes())
-    notes = await _hand_out(folder.uid, spec, notes, site)
+    if image is not None:
+        site.users.give_back(folder.uid)  # the container's user is another matter
+        user = None
+    notes = replace(await _hand_out(folder.uid, spec, notes, site), user=user)
     variables = task_variables(
         folder,
         spec,
@@ -86,6 +93,7 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         gpus=notes.gpus,
         venv=venv.path if venv is not None and inside is None else None,
         secrets=secrets,
+        user=user,
     )
     if inside is not None and venv is not None:
         variables = inside.with_packages(variables, venv.path)
@@ -108,6 +116,8 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
         image=image,
         read_only=(str(venv.path),) if venv is not None and inside is not None else (),
         gpus=notes.gpus,
+        user=user,
+        groups=site.users.groups if user is not None else (),
     )
     return start, notes
 
@@ -172,7 +182,9 @@ def _command(spec: AttemptSpec) -> tuple[str, ...] | None:
     return tuple(kind.value.argv)
 
 
-async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable: bool) -> tuple[str, str]:
+async def _interpreter(
+    environment: EnvironmentSpec, site: Site, user: int | None, *, is_callable: bool
+) -> tuple[str, str]:
     """The interpreter that a callable runs under and an environment is made from, and its full version."""
     asked = environment.python if environment.has_field("python") else None
     if (
@@ -183,7 +195,7 @@ async def _interpreter(environment: EnvironmentSpec, site: Site, *, is_callable:
     ):
         return "", ""
     try:
-        path, version = await choose_interpreter(asked, site.python)
+        path, version = await choose_interpreter(asked, site.python, user)
     except NoInterpreter as error:
         raise BuildFailed(str(error)) from error
     submitter = environment.submitter_python

@@ -40,6 +40,8 @@ class WorkerConfig:
         cache_dir: Of environments and workspaces; `None`: this user's on this machine, shared by its workers.
         cache_cap_bytes: What environments may take there; those in use are kept beyond it.
         host, port: Of the worker's own service; port 0: any.
+        job_users: `FIRST-LAST`: attempts run as these users, each as one of its own; `None`: as the worker's own user.
+        job_groups: Names or numbers of groups that these are in as well.
         insecure_plaintext_network: The host may be one that the network reaches.
         advertise_host: Where its jobs can be reached; `None`: as the controller sees this machine.
     """
@@ -64,5 +66,7 @@ class WorkerConfig:
     cache_cap_bytes: int = DEFAULT_CAP_BYTES
     host: str = "127.0.0.1"
     port: int = 0
+    job_users: str | None = None
+    job_groups: tuple[str, ...] = ()
     insecure_plaintext_network: bool = False
     advertise_host: str | None = None

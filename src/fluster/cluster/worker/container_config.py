@@ -12,7 +12,6 @@ from typing import Any
 
 from fluster.cluster.attempt import files
 from fluster.cluster.docker import labels
-from fluster.cluster.docker.shim import BOX
 from fluster.cluster.worker.runtime import AttemptStart
 
 NOBODY = 65534
@@ -32,7 +31,7 @@ def lay_out(directory: Path) -> None:
 
     Orders, locks and exit records stay outside: they are between the worker and the shim.
     """
-    box, user = directory / BOX, container_user()
+    box, user = directory / files.BOX, container_user()
     box.mkdir(exist_ok=True)
     for name in ("work", "tmp"):
         (box / name).mkdir(exist_ok=True)  # where the real ones are mounted
@@ -97,7 +96,7 @@ def callable_command(attempt: AttemptStart) -> list[str]:
 def _binds(attempt: AttemptStart) -> list[str]:
     """The attempt's directories where they are on this machine, so that every path means the same on both sides."""
     own = attempt.directory
-    found = [f"{own / BOX}:{own}", f"{own / 'work'}:{own / 'work'}", f"{own / 'tmp'}:{own / 'tmp'}"]
+    found = [f"{own / files.BOX}:{own}", f"{own / 'work'}:{own / 'work'}", f"{own / 'tmp'}:{own / 'tmp'}"]
     found += [f"{path}:{path}:ro" for path in attempt.read_only]
     if attempt.command is None:
         found += [f"{path}:{_SITE}/{path.name}:ro" for path in job_side()]

@@ -15,6 +15,7 @@ from fluster.cluster.worker.docker_runtime import DockerRuntime
 from fluster.cluster.worker.either_runtime import EitherRuntime
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.gpu import GpuInventory, find_gpus
+from fluster.cluster.worker.jobusers import UserRange
 from fluster.cluster.worker.joined import serve_joined
 from fluster.cluster.worker.lifecycle import GRACE_S
 from fluster.cluster.worker.manager import JobManager
@@ -22,6 +23,7 @@ from fluster.cluster.worker.parts import Ending, OwnApi, Parts, spawn
 from fluster.cluster.worker.process_runtime import ProcessRuntime
 from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.state import WorkerState
+from fluster.cluster.worker.trial import usable_users
 from fluster.cluster.worker.variables import Surroundings
 
 _STANDALONE_JOBS = 10
@@ -45,7 +47,8 @@ def run(config: WorkerConfig) -> int:
             f"{config.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback,"
             " or give --insecure-plaintext-network where the network itself is trusted"
         )
-    asyncio.run(_serve(config))
+    users = None if config.job_users is None else usable_users(config)
+    asyncio.run(_serve(config, users))
     return 0
 
 
@@ -58,7 +61,7 @@ def end(state_dir: Path) -> None:
     asyncio.run(_end(state_dir))
 
 
-async def _serve(config: WorkerConfig) -> None:
+async def _serve(config: WorkerConfig, users: UserRange | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         # Unlocked by the end of this process alone: whoever waits for the lock waits for the process.
         state = WorkerState(config.state_dir, worker_id=config.worker_id)
@@ -66,7 +69,7 @@ async def _serve(config: WorkerConfig) -> None:
         runtime = _runtime(config)
         warm = spawn(stack, runtime.prepare())
         gpus = await asyncio.to_thread(find_gpus, config.gpus) if config.gpus != 0 else GpuInventory()
-        parts = Parts(config, stack, state, ending, runtime, gpus, warm)
+        parts = Parts(config, stack, state, ending, runtime, gpus, warm, users)
         if config.controller is None:
             await _serve_alone(parts)
         else:
@@ -79,13 +82,14 @@ async def _serve_alone(parts: Parts) -> None:
     around = Surroundings(parts.state.identity.worker_id, base=dict(os.environ), has_gpus=has_gpus)
     manager = JobManager(
         parts.runtime,
-        config.max_jobs or _STANDALONE_JOBS,
+        parts.max_jobs(_STANDALONE_JOBS),
         state_dir=config.state_dir,
         surroundings=around,
         gpus=parts.gpus,
         python=config.python,
         cache_dir=config.cache_dir,
         cache_cap_bytes=config.cache_cap_bytes,
+        users=parts.users,
     )
     parts.stack.push_async_callback(manager.close)
     await manager.open()

@@ -16,6 +16,7 @@ from typing import Any
 from fluster.cluster.attempt.files import ENTRYPOINT, RESULT, STDERR, STDOUT, write_atomically
 from fluster.cluster.sealing import Sealer
 from fluster.cluster.worker.ending import StopReason
+from fluster.cluster.worker.jobusers import open_ways
 from fluster.cluster.worker.messages import callable_entrypoint
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import ExitReport, Payload
@@ -37,6 +38,7 @@ class Notes:
         ports: Handed out, by name.
         master_port: Chosen here; 0: none.
         gpus: Indices handed out.
+        user: Whose processes it has; `None`: the worker's own.
         stop_reason: Why it is being stopped.
         stop_detail: Numbers that belong to the reason.
     """
@@ -47,6 +49,7 @@ class Notes:
     ports: dict[str, int] = field(default_factory=dict)
     master_port: int = 0
     gpus: tuple[int, ...] = ()
+    user: int | None = None
     stop_reason: StopReason | None = None
     stop_detail: str = ""
 
@@ -237,6 +240,10 @@ class Folders:
         """Makes what is missing."""
         for path in (self._attempts, self._trash):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def open_ways(self) -> None:
+        """Lets attempts of other users reach their own directories."""
+        open_ways((self._attempts.parent, self._attempts))
 
     def of(self, uid: str) -> Folder:
         """The directory of an attempt, there or not."""

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import lru_cache
+
+from fluster.cluster.worker.jobusers import as_user
 
 _OWN_VERSION = "{}.{}.{}".format(*sys.version_info[:3])
 _ASK = "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"
@@ -20,12 +22,13 @@ class NoInterpreter(ValueError):
     """There is no such interpreter here, or it is none."""
 
 
-async def choose_interpreter(asked: str | None, default: str | None) -> tuple[str, str]:
+async def choose_interpreter(asked: str | None, default: str | None, user: int | None = None) -> tuple[str, str]:
     """Path and full version of the interpreter.
 
     Args:
         asked: A version ("3.12"), a path, or `None`.
         default: Of `--python`; `None` for the worker's own.
+        user: Whom whatever was asked for runs as, to find out what it is; `None`: the worker's own.
 
     Raises:
         NoInterpreter: What was asked for is not here; the message is for the user.
@@ -34,14 +37,14 @@ async def choose_interpreter(asked: str | None, default: str | None) -> tuple[st
     if asked is None:
         return path, await _version(path)
     if "/" in asked:
-        return asked, await _version(asked)
+        return asked, await _version(asked, user)
     if _is_of(asked, version := await _version(path)):
         return path, version
     name = f"python{'.'.join(asked.split('.')[:2])}"
     found = shutil.which(name)
     if found is None:
         raise NoInterpreter(f"Python {asked} was asked for, but this worker has no {name} on its PATH")
-    version, itself = await _ask(found)
+    version, itself = await _ask(found, user)
     if not _is_of(asked, version):
         raise NoInterpreter(f"Python {asked} was asked for, but {found} is {version}")
     # What is found may be a script that starts the interpreter: an environment needs that itself.
@@ -95,24 +98,30 @@ def _is_of(asked: str, version: str) -> bool:
     return f"{version}.".startswith(f"{asked.rstrip('.')}.")
 
 
-async def _version(path: str) -> str:
-    return _OWN_VERSION if same_interpreter(path, sys.executable) else (await _ask(path))[0]
+async def _version(path: str, user: int | None = None) -> str:
+    return _OWN_VERSION if same_interpreter(path, sys.executable) else (await _ask(path, user))[0]
 
 
-async def _ask(path: str) -> tuple[str, str]:
+async def _ask(path: str, user: int | None) -> tuple[str, str]:
     """Version, and the path it has in its own eyes."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise NoInterpreter(f"the interpreter {path} was asked for: {error.strerror}") from error
-    return await asyncio.to_thread(_ask_once, path, status.st_mtime_ns)
+    return await asyncio.to_thread(_ask_once, path, status.st_mtime_ns, user)
 
 
-@cache
-def _ask_once(path: str, _changed: int) -> tuple[str, str]:
+@lru_cache(maxsize=256)
+def _ask_once(path: str, _changed: int, user: int | None) -> tuple[str, str]:
     try:
         answer = subprocess.run(
-            [path, "-I", "-c", _ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, text=True
+            [path, "-I", "-c", _ASK],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_TIMEOUT_S,
+            text=True,
+            cwd="/",
+            **as_user(user),  # type: ignore[call-overload]
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise NoInterpreter(f"{path} does not run as a Python interpreter: {error}") from error

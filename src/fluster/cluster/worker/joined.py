@@ -52,7 +52,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
     shipper = LogShipper(link.push_logs)
     manager = JobManager(
         parts.runtime,
-        config.max_jobs or _MAX_JOBS,
+        parts.max_jobs(_MAX_JOBS),
         state_dir=config.state_dir,
         surroundings=Surroundings(
             state.identity.worker_id,
@@ -69,6 +69,7 @@ async def serve_joined(parts: Parts, controller: str) -> None:
         may_start=sync.has_lease,
         cache_dir=config.cache_dir,
         cache_cap_bytes=config.cache_cap_bytes,
+        users=parts.users,
     )
     parts.stack.push_async_callback(manager.close)
     renewing = parts.spawn(_keep_certificate(credentials, sync))
@@ -119,7 +120,7 @@ def _about(parts: Parts, address: str, advertise_host: str) -> RegisterWorkerReq
             disk_bytes=machine.free_disk_bytes(config.state_dir),
             gpu_count=parts.gpus.count,
             gpu_variant=parts.gpus.variant,
-            max_jobs=config.max_jobs or _MAX_JOBS,
+            max_jobs=parts.max_jobs(_MAX_JOBS),
             cgroup=parts.runtime.enforcement,
         ),
     )

@@ -155,6 +155,7 @@ class Attempt:
         finally:
             self._site.ports.give_back(self.uid)
             self._site.provision.release(self.uid)
+            self._site.users.give_back(self.uid)
             await self._site.gpus.give_back(self.uid)
         self._over.set()
         return await self._describe(record)
@@ -176,7 +177,9 @@ class Attempt:
         self.phase = Phase.BUILDING
         start, notes = await build(self.folder, self.spec, self.notes, self._site, self._say)
         # A reason to stop may have been noted meanwhile. Written down with the start that follows.
-        self.notes = replace(self.notes, ports=notes.ports, master_port=notes.master_port, gpus=notes.gpus)
+        self.notes = replace(
+            self.notes, ports=notes.ports, master_port=notes.master_port, gpus=notes.gpus, user=notes.user
+        )
         if chooses_master_port(self.spec):
             self._note()
             self._changed(True)
@@ -208,6 +211,7 @@ class Attempt:
     async def _adopt(self) -> ExitRecord | Gone:
         self._site.ports.keep(self.uid, [*self.notes.ports.values(), self.notes.master_port])
         self._site.gpus.keep(self.uid, self.notes.gpus)
+        self._site.users.keep(self.uid, self.notes.user)
         self._follow_logs(adopted=True)
         async with self._turns(at_once=True):
             observation = await self._site.runtime.adopt(self.uid, self.folder.path)

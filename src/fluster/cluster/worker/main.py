@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _config(arguments: argparse.Namespace) -> WorkerConfig:
     given = {key: value for key, value in vars(arguments).items() if key != "command" and value is not None}
+    given["job_groups"] = tuple(given.get("job_groups", ()))
     config = WorkerConfig(**{**given, "state_dir": (given.get("state_dir") or WorkerConfig().state_dir).absolute()})
     if config.cpu is not None:
         check_cpu(config.cpu)
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--cpu-quota", action="store_true", help="attempts get no more than their cpu on idle cores")
     serve.add_argument("--cache-dir", type=Path)
     serve.add_argument("--cache-size", dest="cache_cap_bytes", type=_memory)
+    serve.add_argument("--job-users", metavar="FIRST-LAST", help="attempts run as these users, each as one of its own")
+    serve.add_argument("--job-group", dest="job_groups", action="append", metavar="GROUP", help="which they are in too")
     serve.add_argument("--max-jobs", type=int)
     serve.add_argument("--worker-id")
     serve.add_argument("--allocation-id")

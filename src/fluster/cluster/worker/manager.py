@@ -18,6 +18,7 @@ from fluster.cluster.worker.delivery import Delivery, StaysHere
 from fluster.cluster.worker.ending import StopReason
 from fluster.cluster.worker.folder import Folders, Notes, lean
 from fluster.cluster.worker.gpu import GpuInventory, Gpus
+from fluster.cluster.worker.jobusers import JobUsers, UserRange
 from fluster.cluster.worker.lifecycle import GRACE_S, Attempt, Phase
 from fluster.cluster.worker.ports import Ports
 from fluster.cluster.worker.provision import Provision
@@ -50,6 +51,7 @@ class JobManager:
         may_start: Whether a process may be started now; what may not is reported as lost. Default: always.
         cache_dir: Of environments and workspaces; default: this user's on this machine, shared by its workers.
         cache_cap_bytes: What environments may take there.
+        users: Whose processes attempts are to be, for a process that is root's; default: its own user's.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class JobManager:
         may_start: Callable[[], bool] = lambda: True,
         cache_dir: Path | None = None,
         cache_cap_bytes: int = DEFAULT_CAP_BYTES,
+        users: UserRange | None = None,
     ) -> None:
         if max_concurrent_jobs < 1:
             raise ValueError(f"max_concurrent_jobs must be at least 1, got {max_concurrent_jobs}")
@@ -78,8 +81,9 @@ class JobManager:
         # A name that nobody can have made before: this directory is shared with other users.
         elsewhere = Path(tempfile.gettempdir(), f"fluster-cache-{secrets.token_hex(8)}")
         cache = cache_dir or default_cache_dir(self._state_dir or elsewhere)
-        provision = Provision(delivery, around.base, directory=cache, cap_bytes=cache_cap_bytes)
-        self._site = Site(runtime, delivery, Ports(), Gpus(gpus), around, provision, python, may_start)
+        job_users = JobUsers(users)
+        provision = Provision(delivery, around.base, directory=cache, cap_bytes=cache_cap_bytes, users=job_users)
+        self._site = Site(runtime, delivery, Ports(), Gpus(gpus), around, provision, job_users, python, may_start)
         self._on_change = on_change or (lambda _urgent: None)
         self._turns = Turns(max_concurrent_jobs)
         self._opening: asyncio.Task[Attempts] | None = None
@@ -204,6 +208,8 @@ class JobManager:
         if self._state_dir is None:
             self._temporary = tempfile.mkdtemp(prefix="fluster-worker-")
         folders = Folders(Path(self._temporary) if self._temporary else self._state_dir or Path())
+        if self._site.users.there:
+            folders.open_ways()
         attempts = Attempts(folders, self._site, changed=self._on_change, turns=self._turns)
         await attempts.open()
         return attempts

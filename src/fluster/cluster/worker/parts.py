@@ -15,6 +15,7 @@ from fluster.cluster.context import read_token_file
 from fluster.cluster.worker import files, network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.gpu import GpuInventory
+from fluster.cluster.worker.jobusers import UserRange
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.state import WorkerState
@@ -29,6 +30,7 @@ class Parts:
 
     Attributes:
         warm: The runtime gets ready.
+        users: Whose processes attempts are to be; `None`: the daemon's own user's.
     """
 
     config: WorkerConfig
@@ -38,6 +40,12 @@ class Parts:
     runtime: Runtime
     gpus: GpuInventory
     warm: asyncio.Task[Any]
+    users: UserRange | None
+
+    def max_jobs(self, default: int) -> int:
+        """How many attempts at a time."""
+        there = default if self.users is None else min(default, self.users.max_jobs)
+        return self.config.max_jobs or there
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task that is cancelled when the stack is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from fluster.cluster.attempt import files, proc
 from fluster.cluster.attempt.cgroup import Bounds
 from fluster.cluster.attempt.request import StartRequest
+from fluster.cluster.attempt.user import hand_over
 from fluster.cluster.worker.cgroup import WorkerCgroups, find_cgroups
 from fluster.cluster.worker.followed import Followed, FollowedAttempts, NotStarted
 from fluster.cluster.worker.pidfd import end_of_process
@@ -157,6 +159,8 @@ class ProcessRuntime:
         """The shim that now runs it; `None` if it has ended already."""
         if start.command is None and not (start.directory / files.ENTRYPOINT).is_file():
             raise NotStarted(f"there is no entrypoint in {start.directory}")
+        if start.user is not None and not (start.directory / files.RUNNING).exists():
+            await asyncio.to_thread(hand_over, start.directory, start.user)
         problem = ""
         for _ in range(_START_TRIES):
             try:
@@ -186,14 +190,17 @@ class ProcessRuntime:
         python = start.python or self._python
         venv = Path(python).parents[1] if start.is_shared else None
         inherited = os.environ if venv is None else environment_of_zygotes(venv)
-        if _read_at_start(start.environment) == _read_at_start(inherited):
+        # Packages and interpreters of a job's choice may run code as soon as they start: its own user starts them.
+        has_zygote = start.user is None or (python == self._python and venv is None)
+        if has_zygote and _read_at_start(start.environment) == _read_at_start(inherited):
             try:
                 return await self._zygotes.get(python, venv), None
             except (ZygoteDied, NoZygote, OSError) as problem:
                 # Whatever is wrong with the interpreter is then seen by the attempt, and told in its own words.
                 _log.info("attempt %s starts fresh: %s", start.uid, problem)
         # -P: a file of the working directory must not stand in for a module of the job runtime.
-        arguments = (str(start.directory), json.dumps(start.import_path))
+        own = start.directory if start.user is None else start.directory / files.BOX
+        arguments = (str(own), json.dumps(start.import_path))
         return await self._zygotes.get(), (python, "-P", "-m", "fluster.cluster.attempt.main", *arguments)
 
     def _request(self, start: AttemptStart, argv: tuple[str, ...] | None) -> StartRequest:
@@ -212,6 +219,8 @@ class ProcessRuntime:
             time_s=limits.time_s,
             grace_s=self._time_limit_grace_s,
             lease=self._lease,
+            user=start.user,
+            groups=start.groups,
         )
 
 

@@ -10,8 +10,10 @@ from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES
 from fluster.cluster.worker.delivery import Delivery, sha256_of
 from fluster.cluster.worker.failures import BuildFailed
 from fluster.cluster.worker.interpreter import satisfies
+from fluster.cluster.worker.jobusers import JobUsers
 from fluster.cluster.worker.recipe import BadProject, Project, Recipe, read_project, uv_settings
 from fluster.cluster.worker.uv import Fault, UvFailed
+from fluster.cluster.worker.venv_build import Order
 from fluster.cluster.worker.venvs import NoUv, Venv, Venvs
 from fluster.cluster.worker.workspaces import Archives
 from fluster.errors import FlusterError
@@ -29,6 +31,7 @@ class Provision:
         environment: Of the daemon: it says where packages come from.
         directory: The cache.
         cap_bytes: What environments may take in it.
+        users: Whose processes build environments; default: this process's user's.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class Provision:
         *,
         directory: Path,
         cap_bytes: int = DEFAULT_CAP_BYTES,
+        users: JobUsers | None = None,
     ) -> None:
         self._directory = directory
         self._delivery = delivery
         self._environment = environment
         self._archives = Archives(self._directory / "workspaces", delivery)
-        self._venvs = Venvs(self._directory / "environments", environment, cap_bytes=cap_bytes)
+        self._venvs = Venvs(self._directory / "environments", environment, cap_bytes=cap_bytes, users=users)
 
     async def workspace(self, sha256: str, directory: Path) -> None:
         """Unpacks a workspace into an empty directory.
@@ -109,7 +113,7 @@ class Provision:
         packages, extras = tuple(sorted(spec.pip_packages)), tuple(sorted(spec.extras))
         recipe = Recipe(*python, packages, extras, project, sha256, uv_settings(self._environment))
         try:
-            return await self._venvs.provide(recipe, wheel, workspace, attempt, say)
+            return await self._venvs.provide(Order(recipe, wheel, workspace), attempt, say)
         except NoUv as error:
             raise BuildFailed(str(error)) from error
         except UvFailed as failure:

@@ -42,6 +42,8 @@ class AttemptStart:
         image: Of the container it runs in; `None`: it asks for none.
         read_only: Directories of this machine that a container sees as well, where they are.
         gpus: Indices of those handed out.
+        user: A process of which user it is to be; `None`: the worker's own.
+        groups: That this user is in.
     """
 
     uid: str
@@ -56,6 +58,8 @@ class AttemptStart:
     image: str | None = None
     read_only: tuple[str, ...] = ()
     gpus: tuple[int, ...] = ()
+    user: int | None = None
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

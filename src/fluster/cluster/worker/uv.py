@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fluster.cluster.attempt import tied
+from fluster.cluster.worker.jobusers import as_user
 from fluster.cluster.worker.variables import OF_ANOTHER_ENVIRONMENT, base_variables
 
 _SAID_CHARS = 6_000
@@ -64,6 +65,7 @@ async def run_uv(
     directory: Path,
     environment: Mapping[str, str],
     heard: Callable[[str], None] = lambda _line: None,
+    user: int | None = None,
 ) -> None:
     """Runs it to its end. If this is cancelled uv and what it started are killed first.
 
@@ -73,6 +75,7 @@ async def run_uv(
         directory: Where it runs.
         environment: The whole of it.
         heard: Called with each line it says.
+        user: Whose it is; `None`: this process's.
 
     Raises:
         UvFailed: It failed.
@@ -87,6 +90,7 @@ async def run_uv(
         cwd=directory,
         start_new_session=True,
         limit=_LONGEST_LINE,
+        **as_user(user),  # type: ignore[arg-type]
     )
     try:
         assert process.stdin is not None

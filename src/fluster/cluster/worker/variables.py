@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluster.cluster.worker.folder import Folder
+from fluster.cluster.worker.jobusers import variables_of
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec
 
@@ -48,15 +49,18 @@ def task_variables(
     gpus: Sequence[int],
     venv: Path | None = None,
     secrets: Mapping[str, str] | None = None,
+    user: int | None = None,
 ) -> dict[str, str]:
     """The whole environment of the attempt's process; the user's variables win over all that is not Fluster's.
 
-    In an environment of its own (`venv`) nothing leads to the daemon's packages.
+    In an environment of its own (`venv`) nothing leads to the daemon's packages; for a user of its own, to the
+    daemon's home.
     """
     environment = spec.environment or EnvironmentSpec()
+    inherited = around.base if user is None else variables_of(user, folder.work, around.base)
     directory = environment.working_directory or str(folder.work)
     return {
-        **(base_variables(around.base) if venv is None else venv_variables(around.base, venv)),
+        **(base_variables(inherited) if venv is None else venv_variables(inherited, venv)),
         "TMPDIR": str(folder.tmp),
         "PWD": directory,
         **_world(spec, around, master_port),

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluster.cluster.attempt.files import write_json
+from fluster.cluster.attempt.user import end_all, give
+from fluster.cluster.worker.jobusers import variables_of
 from fluster.cluster.worker.recipe import PROJECT, REQUIREMENTS_LOCK, UV_LOCK, Recipe
 from fluster.cluster.worker.uv import Fault, UvFailed, run_uv
 
@@ -31,11 +33,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One environment to be built: `wheel` is Fluster's own, `workspace` is where the recipe's project is."""
+    """One environment to be built.
+
+    Attributes:
+        wheel: Fluster's own.
+        workspace: Where the recipe's project is.
+        user: Who builds it: packages may bring programs that build them. `None`: this process's user.
+    """
 
     recipe: Recipe
     wheel: Path
     workspace: Path | None
+    user: int | None = None
 
 
 class _Phases:
@@ -97,15 +106,26 @@ async def _attempt(
 ) -> Path:
     recipe, venv, project = order.recipe, making / "venv", making / "project"
     await asyncio.to_thread(_lay_out, order, project)
+    if order.user is not None:
+        environment = await asyncio.to_thread(_move_in, making, order.user, environment)
 
     async def run(*arguments: str) -> None:
-        await run_uv(uv, (*arguments, *options), directory=project, environment=environment, heard=phases.heed)
+        await run_uv(
+            uv,
+            (*arguments, *options),
+            directory=project,
+            environment=environment,
+            heard=phases.heed,
+            user=order.user,
+        )
 
     await run("venv", "--quiet", "--relocatable", "--no-project", "--python", recipe.python, str(venv))
     sources = await _sources(order, run)
     install = ["pip", "install", "--python", str(venv / "bin" / "python"), *sources]
     await run(*install, "-r", "../packages.txt", "--overrides", "../own.txt")
     phases.leave()
+    if order.user is not None:
+        await asyncio.to_thread(_take_over, venv, order.user)
     await asyncio.to_thread(_complete, venv, phases.took)
     return venv
 
@@ -120,7 +140,10 @@ def _lay_out(order: Order, project: Path) -> None:
         for name in (PROJECT, files.lock) if files is not None and order.workspace is not None else ():
             if name:
                 shutil.copyfile(order.workspace / name, project / name)  # type: ignore[operator]
-    own = f"{_OURS} @ {order.wheel.absolute().as_uri()}\n"
+    wheel = order.wheel.absolute()
+    if order.user is not None:  # who cannot read the worker's cache
+        wheel = Path(shutil.copyfile(wheel, project.parent / wheel.name)).absolute()
+    own = f"{_OURS} @ {wheel.as_uri()}\n"
     (project.parent / "own.txt").write_text(own)
     (project.parent / "packages.txt").write_text("".join(f"{each}\n" for each in order.recipe.packages) + own)
     if files is not None and files.lock == REQUIREMENTS_LOCK:
@@ -144,6 +167,19 @@ async def _sources(order: Order, run: Callable[..., Awaitable[None]]) -> list[st
         return ["-r", "../lock.txt"]
     pinned = ["-c", "../lock.txt"] if files.lock == REQUIREMENTS_LOCK else []
     return ["-r", PROJECT, *extras, *pinned]
+
+
+def _move_in(making: Path, user: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Gives the user the place where it builds; its variables. What it downloads it shares with nobody."""
+    give(making, user)
+    return {**variables_of(user, making, environment), "UV_CACHE_DIR": str(making / "cache"), "TMPDIR": str(making)}
+
+
+def _take_over(venv: Path, user: int) -> None:
+    """Makes what the user has built this process's own, once nothing of the user runs that could still change it."""
+    end_all(user)
+    give(venv, os.geteuid())
+    os.chmod(venv, 0o755)
 
 
 def _complete(venv: Path, took: dict[str, float]) -> None:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fluster.cluster.attempt.files import read_json
 from fluster.cluster.worker.cache import DEFAULT_CAP_BYTES, Shelf
-from fluster.cluster.worker.recipe import Recipe
+from fluster.cluster.worker.jobusers import JobUsers, open_ways
 from fluster.cluster.worker.uv import find_uv, uv_variables
 from fluster.cluster.worker.venv_build import RECORD, Order, build_venv
 
@@ -69,22 +69,29 @@ class Venvs:
         directory: Theirs.
         environment: Of the daemon.
         cap_bytes: What they may take in all; those in use are kept beyond it.
+        users: Whose processes build them; default: this process's user's.
     """
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], *, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        environment: Mapping[str, str],
+        *,
+        cap_bytes: int = DEFAULT_CAP_BYTES,
+        users: JobUsers | None = None,
+    ) -> None:
         self._shelf = Shelf(directory)
         self._environment = uv_variables(environment)
         self._cap_bytes = cap_bytes
+        self._users = users or JobUsers()
         self._builds: dict[str, _Build] = {}
         self._numbers = 0
 
-    async def provide(self, recipe: Recipe, wheel: Path, workspace: Path | None, attempt: Path, say: Say) -> Venv:
+    async def provide(self, order: Order, attempt: Path, say: Say) -> Venv:
         """The environment, built if it is not there, and marked as used by the attempt until `release`.
 
         Args:
-            recipe: What it is to be.
-            wheel: Fluster's own.
-            workspace: Where the recipe's project is.
+            order: What it is to be.
             attempt: The attempt's directory.
             say: Called with each phase of building it.
 
@@ -93,14 +100,14 @@ class Venvs:
             NoUv: There is nothing here to build it with.
             OSError: No room for it.
         """
-        key, began, built = recipe.key, time.monotonic(), False
+        key, began, built = order.recipe.key, time.monotonic(), False
         while True:
             if key not in self._builds:
                 async with self._shelf.locked(key, lambda: say("building: another worker of this machine is at it")):
                     if self._shelf.path(key).is_dir():
                         self._shelf.use(key, attempt)
                         return Venv(self._shelf.path(key), self._tell(key, built, time.monotonic() - began))
-            await self._join(key, Order(recipe, wheel, workspace), say)
+            await self._join(key, order, say)
             built = True
 
     def release(self, attempt: str) -> None:
@@ -143,11 +150,16 @@ class Venvs:
             uv = find_uv()
             if uv is None:
                 raise NoUv
+            if self._users.there:
+                open_ways((self._shelf.directory.parent, self._shelf.directory, self._shelf.directory / "making"))
+            builder = f"build of {key}"
             try:
+                order = replace(order, user=self._users.take(builder))
                 made = await build_venv(uv, order, self._shelf.new(key), self._environment, say)
                 self._shelf.put(key, made)
             finally:
                 await asyncio.to_thread(self._shelf.clear, key)
+                self._users.give_back(builder)
             await asyncio.to_thread(self._evict)
 
     def _evict(self) -> None:
