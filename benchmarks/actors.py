@@ -142,12 +142,12 @@ class Contestant:
 @contextmanager
 def taken_for(same_host: bool) -> Iterator[None]:
     """Whether actors that are connected to meanwhile are tried as ones of this host."""
-    transport: Any = importlib.import_module("fluster.actor.transport")
-    before, transport.SAME_HOST = transport.SAME_HOST, same_host
+    line: Any = importlib.import_module("fluster.actor.line")
+    before, line.SAME_HOST = line.SAME_HOST, same_host
     try:
         yield
     finally:
-        transport.SAME_HOST = before
+        line.SAME_HOST = before
 
 
 # The machine's limits

@@ -15,7 +15,7 @@ import pytest
 from tests.actor.actors import Worker
 
 from fluster import ActorPool, ActorServer, FixedResolver, LocalCluster
-from fluster.actor import transport
+from fluster.actor import line
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,13 +119,13 @@ def there() -> Iterator[There]:
 @pytest.fixture(params=["unix", "tcp"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Callers of this process use the Unix socket and shared memory, or TCP."""
-    monkeypatch.setattr(transport, "SAME_HOST", request.param == "unix")
+    monkeypatch.setattr(line, "SAME_HOST", request.param == "unix")
     return str(request.param)
 
 
 @pytest.fixture
 def tcp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "SAME_HOST", False)
+    monkeypatch.setattr(line, "SAME_HOST", False)
 
 
 @pytest.fixture(scope="module")

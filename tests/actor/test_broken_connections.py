@@ -17,14 +17,14 @@ from tests.actor.conftest import Here, eventually
 from tests.actor.cutter import Cutter, Plan
 
 from fluster import ActorPool, ActorUnavailable, FixedResolver
-from fluster.actor import transport
+from fluster.actor import line
 
 pytestmark = pytest.mark.usefixtures("tcp", "no_pause")
 
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(line, "_PAUSE_S", 0.001)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from tests.actor.conftest import Here
 
 from fluster import ActorServer, ActorUnavailable, FixedResolver
-from fluster.actor import transport
+from fluster.actor import line
 from fluster.actor.protocol import OPENING
 from fluster.actor.tls import TlsSocket, connect_tls, server_context
 from fluster.cluster.controller.authority import Authority
@@ -39,7 +39,7 @@ def certificate(authority: Authority, tmp_path: Path) -> str:
 @pytest.fixture
 def encrypted(certificate: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     """As in a job of a cluster with encrypted connections, called from another machine."""
-    monkeypatch.setattr(transport, "SAME_HOST", False)
+    monkeypatch.setattr(line, "SAME_HOST", False)
     context, pin = server_context(certificate)
     monkeypatch.setattr(ActorServer, "_identity", lambda _server: (pinned("5e" * 32, pin), context))
     server = Here(max_concurrency=4)

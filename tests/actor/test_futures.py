@@ -13,7 +13,7 @@ from tests.actor.actors import block_of
 from tests.actor.conftest import Here, There, eventually
 
 from fluster import ActorCallTimeout
-from fluster.actor import transport
+from fluster.actor import admission
 from fluster.actor.futures import ActorFuture
 
 
@@ -154,7 +154,7 @@ def test_a_callback_calls_again(here: Here) -> None:
 
 
 def test_submitting_more_than_may_be_on_the_way_waits(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_IN_FLIGHT", 50)
+    monkeypatch.setattr(admission, "MAX_IN_FLIGHT", 50)
     worker = here.call(None)
     first = worker.wait.submit(30.0)
     futures: list[Any] = []
@@ -176,8 +176,8 @@ def test_submitting_more_than_may_be_on_the_way_waits(here: Here, monkeypatch: p
 def test_large_arguments_on_the_way_are_bounded_and_room_comes_back(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_IN_FLIGHT_BYTES", 4 << 20)
-    monkeypatch.setattr(transport, "_LARGE_BYTES", 1 << 10)
+    monkeypatch.setattr(admission, "MAX_IN_FLIGHT_BYTES", 4 << 20)
+    monkeypatch.setattr(admission, "LARGE_BYTES", 1 << 10)
     worker = here.call(None)
     first = worker.wait.submit(30.0)
     assert here.worker.begun.wait(10)
@@ -193,7 +193,7 @@ def test_large_arguments_on_the_way_are_bounded_and_room_comes_back(
     assert worker.seed_of.options(timeout=10.0)(block_of(3, 3 << 20)) == 3
     assert worker.seed_of.options(timeout=10.0)(block_of(4, 30 << 20)) == 4  # a larger one goes alone
     (channel,) = here.resolver._channels._channels.values()
-    assert channel._large_bytes == 0
+    assert channel._admission.large_bytes == 0
 
 
 def test_what_a_future_does_is_bounded_by_nothing_it_keeps(here: Here) -> None:

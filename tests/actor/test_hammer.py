@@ -22,10 +22,10 @@ MAY_GROW_BYTES = 16 << 20
 PROGRAM = """
 import itertools, sys, threading, time
 from fluster import FixedResolver
-from fluster.actor import transport
+from fluster.actor import line
 from tests.actor.actors import block_of, resident_bytes
 address, key, seconds, threads, same_host = sys.argv[1:]
-transport.SAME_HOST = same_host == "True"
+line.SAME_HOST = same_host == "True"
 resolver = FixedResolver({"worker": address}, access_key=key)
 pool = resolver.lookup("worker")
 until = time.monotonic() + float(seconds)

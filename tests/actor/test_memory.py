@@ -166,7 +166,7 @@ def test_shared_memory_is_used_again(there: There) -> None:
         assert worker.make(seed, 2 * MB).seed == seed
         assert worker.seed_of.submit(block_of(seed, 2 * MB)).result(20) == seed
     (channel,) = there.resolver._channels._channels.values()
-    link = channel._link
+    link = channel._line.link
     assert link is not None
     assert link._slabs is not None
     assert len(link._slabs._slabs) <= 4
@@ -178,7 +178,7 @@ def test_more_than_may_be_shared_goes_through_the_stream(here: Here, monkeypatch
     worker = here.call()
     assert worker.add(1) == 2
     (channel,) = here.resolver._channels._channels.values()
-    link = channel._link
+    link = channel._line.link
     assert link is not None
     assert link._slabs is not None
     monkeypatch.setattr(link._slabs, "_budget", 4 * MB)
@@ -236,8 +236,8 @@ import gc
 gc.disable()
 from tests.actor.actors import Block, block_of, resident_bytes
 from fluster import FixedResolver
-from fluster.actor import transport
-transport.SAME_HOST = {way == "unix"}
+from fluster.actor import line
+line.SAME_HOST = {way == "unix"}
 worker = FixedResolver({{"worker": {there.address!r}}}, access_key={there.access_key!r}).lookup("worker").call(20)
 def fail():
     block = block_of(1, 4 << 20)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from fluster.actor.futures import ActorFuture
+from fluster.actor.line import Line
+from fluster.actor.pending import release
 
 STAYS_S = 1.0
 """Without anything to do."""
@@ -95,3 +97,97 @@ class Teller:
                 if self._waiting.empty():
                     self._thread = None
                     return
+
+
+class Reader:
+    """Reads for futures: nobody may be waiting for them.
+
+    Args:
+        futures: Those without a result.
+        read: Reads until there are none.
+
+    Attributes:
+        reads: Whether a future that was just added needs no `start`.
+    """
+
+    def __init__(self, futures: Sized, read: Callable[[], None]) -> None:
+        self.reads = False
+        self._futures = futures
+        self._read = read
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Read, if that does not happen already."""
+        with self._changed:
+            if self._thread is None:
+                self.reads = True
+                self._thread = threading.Thread(target=self._run, name="fluster-actor-reader", daemon=True)
+                self._thread.start()
+            else:
+                self._changed.notify_all()
+
+    def stop(self) -> threading.Thread | None:
+        """Lets the thread end once there are no futures; it is returned."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+            return self._thread
+
+    def _run(self) -> None:
+        while True:
+            self._read()
+            with self._changed:
+                self.reads = False  # whoever adds a future from here on notifies
+                if not self._futures and not self._stopped:
+                    self._changed.wait(STAYS_S)
+                if not self._futures:
+                    self._thread = None
+                    return
+                self.reads = True
+
+
+class Writer:
+    """Writes for futures: what comes while it waits for its turn goes out together.
+
+    Args:
+        line: Where to.
+        sending: The lock of whoever sends; `wake` is called with it.
+    """
+
+    def __init__(self, line: Line, sending: threading.Lock) -> None:
+        self._line = line
+        self._sending = sending
+        self._wanted = threading.Lock()
+        self._wanted.acquire()
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """The connection has something queued."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fluster-actor-writer", daemon=True)
+            self._thread.start()
+        release(self._wanted)
+
+    def stop(self) -> threading.Thread | None:
+        """Lets the thread end once the registration is gone; it is returned."""
+        release(self._wanted)
+        return self._thread
+
+    def _run(self) -> None:
+        line = self._line
+        while True:
+            if not self._wanted.acquire(timeout=STAYS_S) or line.gone is not None:
+                with self._sending:
+                    if line.gone is not None or line.link is None or not line.link.has_queue:
+                        self._thread = None
+                        return
+            link = line.link
+            if link is None:
+                continue
+            try:
+                link.flush()
+            except OSError:
+                with self._sending:
+                    line.broken(link, by_reader=False)

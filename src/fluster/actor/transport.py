@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -18,29 +16,21 @@ from pickle import dumps, loads
 from threading import get_ident
 from typing import Any
 
-from fluster.actor import pickled
-from fluster.actor.background import STAYS_S, Clock, Teller
+from fluster.actor import admission, pickled
+from fluster.actor.admission import Admission
+from fluster.actor.background import Clock, Reader, Teller, Writer
 from fluster.actor.frames import Frame, Message
 from fluster.actor.futures import ActorFuture
-from fluster.actor.link import Impostor, Link, NotSentInTime, Refused, connect
+from fluster.actor.line import Line
+from fluster.actor.link import Link, NotSentInTime
 from fluster.actor.memory import Received
 from fluster.actor.pending import NotRun, Pending, release, reply_of, set_once, too_late
 from fluster.actor.pickled import ATOMS
-from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, MAX_BODY_BYTES, MAX_RESUMED, SESSION_BYTES, Flag, Kind
+from fluster.actor.protocol import DEFAULT_MAX_MESSAGE_BYTES, MAX_BODY_BYTES, Flag, Kind
+from fluster.actor.role import Role
 from fluster.actor.stream import ActorStream
 from fluster.errors import ActorCallTimeout, ActorUnavailable, ResourceExhausted
 
-_log = logging.getLogger(__name__)
-
-SAME_HOST = True
-"""Whether Unix sockets and shared memory are tried; benchmarks turn it off."""
-GIVE_UP_S = 10.0
-"""After so long without a connection the registration counts as gone."""
-MAX_IN_FLIGHT = 4_096
-MAX_IN_FLIGHT_BYTES = 256 << 20
-"""Calls without a reply, and their arguments: more make callers wait. A larger one goes alone."""
-_LARGE_BYTES = MAX_IN_FLIGHT_BYTES // MAX_IN_FLIGHT
-_PAUSE_S = 0.05
 _LOOK_AGAIN_S = 0.2
 _CALL, _REPLY = Kind.CALL, Kind.REPLY
 _QUICK_BYTES = 16 << 10
@@ -56,47 +46,40 @@ class Channel:
     """
 
     def __init__(self, address: str, access_key: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
-        self.address = address
-        self._access_key = access_key
         self._limit = max_message_bytes
-        self._session = secrets.token_bytes(SESSION_BYTES)
         self._received = Received()
-        self._link: Link | None = None
-        self._hung_up: deque[Link] = deque()
-        self._opened = False
-        self._lost_at: float | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, Pending] = {}
         self._futures: dict[int, Pending] = {}
         self._ends = threading.Condition()  # of all futures
-        self._large_bytes = 0
-        self._blocked = 0
         self._frames: deque[tuple[Link, Frame]] = deque()  # read, and not heeded yet
-        # Order of locks: _role, _sending, _lock. The role is held by whoever reads.
+        # Whoever has the role of reading may take the lock of sending, never the other way round.
+        self._role = Role(self._read)
         self._sending = threading.Lock()
-        self._role = threading.Lock()
-        self._role_owner = 0
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._admission = Admission(self._pending)
+        self._line = Line(
+            address,
+            access_key,
+            self._received,
+            max_message_bytes,
+            self._pending,
+            resend=self._transmit,
+            on_gone=self._nobody_waits,
+        )
+        self._reader = Reader(self._futures, self._read_for_futures)
+        self._writer = Writer(self._line, self._sending)
         self._clock = Clock(self._expire)
         self._teller = Teller()
-        self._waiting: dict[int, Pending] = {}
-        self._reader: threading.Thread | None = None
-        self._reader_idle = False
-        self._writer: threading.Thread | None = None
-        self._to_write = threading.Lock()
-        self._to_write.acquire()
-        self._gone: str | None = None  # why
 
     @property
     def gone(self) -> bool:
         """Whether the registration is known to be gone."""
-        return self._gone is not None
+        return self._line.gone is not None
 
     @property
     def spent(self) -> bool:
         """Whether the registration is gone and nobody waits any more."""
-        return self._gone is not None and not self._pending
+        return self._line.gone is not None and not self._pending
 
     def call(self, target: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
         """Calls and waits for the result.
@@ -107,19 +90,19 @@ class Channel:
             NotRun: The registration is gone, and the call did not run.
             BaseException: What the method raised.
         """
-        if timeout is None and not kwargs and not self._role.locked():
+        if timeout is None and not kwargs and not self._role.is_taken:
             for each in args:
                 if type(each) not in ATOMS:
                     break
             else:
                 body = target + dumps((args, kwargs), 5)
-                if len(body) < _QUICK_BYTES and self._role.acquire(False):
+                if len(body) < _QUICK_BYTES and self._role.take():
                     return self._call_quickly(body)
         pending = self._prepare(target, args, kwargs, timeout)
         try:
             self._send(pending)
             if not pending.done:
-                self.wait(pending, pending.deadline)
+                self._role.wait(pending, pending.deadline)
         except BaseException as error:
             self.give_up(pending, error)
             raise
@@ -127,13 +110,13 @@ class Channel:
 
     def _call_quickly(self, body: bytes) -> Any:
         """A small call of a thread that has the role of reading: the same as others, with less on the way."""
-        self._role_owner = get_ident()
         pending = Pending(next(self._ids), body, 0, None)
         pending.is_plain = True
         try:
             try:
-                link = self._link
-                if link is None or link.used or self._gone or len(self._pending) >= MAX_IN_FLIGHT:
+                line = self._line
+                link = line.link
+                if link is None or link.used or line.gone or len(self._pending) >= admission.MAX_IN_FLIGHT:
                     self._send(pending)
                 else:
                     with self._sending:
@@ -146,7 +129,7 @@ class Channel:
                 while not pending.done:
                     self._read(None)
             finally:
-                self._release_role()
+                self._role.release()
         except BaseException as error:
             self.give_up(pending, error)
             raise
@@ -168,8 +151,8 @@ class Channel:
             raise
         if pending.deadline is not None:
             self._clock.look_at(pending.deadline)
-        if self._reader is None or self._reader_idle:
-            self._start_reader()
+        if not self._reader.reads:
+            self._reader.start()
         return future
 
     def stream(
@@ -188,24 +171,20 @@ class Channel:
     def close(self) -> None:
         """Ends the connection; calls without a reply fail."""
         with self._sending:
-            self._leave("the connection to the actor was closed by this program")
+            self._line.leave("the connection to the actor was closed by this program")
         self._fail_all()
-        release(self._to_write)
-        for thread in (self._reader, self._writer, self._clock.close(), self._teller.close()):
+        for thread in (self._reader.stop(), self._writer.stop(), self._clock.close(), self._teller.close()):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(5.0)
-        if self._role_owner == threading.get_ident():
-            self._let_go()
-        elif self._role.acquire(timeout=5.0):
-            self._let_go()
-            self._release_role()
+        if self._role.is_mine:
+            self._line.let_go()
+        elif self._role.take(timeout=5.0):
+            self._line.let_go()
+            self._role.release()
 
     def abandon(self) -> None:
         """In a forked child: the parent's connection is let go of, and goes on there."""
-        link, self._link = self._link, None
-        for each in (link, *self._hung_up):
-            if each is not None:
-                each.abandon()
+        self._line.abandon()
 
     # Sending
 
@@ -220,26 +199,26 @@ class Channel:
             raise ResourceExhausted(
                 f"the call's arguments take {size:,} bytes, more than the {limit:,} that may travel"
             )
-        if self._gone is not None:
-            raise NotRun(ActorUnavailable(self._gone))
+        if self._line.gone is not None:
+            raise NotRun(ActorUnavailable(self._line.gone))
         deadline = None if timeout is None else time.monotonic() + timeout
         pending = Pending(next(self._ids), body, flags, deadline)
         if buffers:
             pending.buffers = buffers
-        if size >= _LARGE_BYTES:  # the number of calls bounds the others
+        if size >= admission.LARGE_BYTES:  # the number of calls bounds the others
             pending.size = size
         return pending
 
     def _send(self, pending: Pending) -> None:
-        if pending.size or len(self._pending) >= MAX_IN_FLIGHT:
-            self._admit(pending)
+        if pending.size or len(self._pending) >= admission.MAX_IN_FLIGHT:
+            self._admission.enter(pending, waits=not self._role.is_mine)  # others wait for what is read here
         deadline = pending.deadline
         if deadline is None:
             self._sending.acquire()
         elif not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise too_late()
         try:
-            link = self._link or self._open(deadline)
+            link = self._line.link or self._line.open(deadline)
             self._pending[pending.call_id] = pending
             if pending.sent:
                 return
@@ -251,15 +230,14 @@ class Channel:
                     left_ms = 0 if deadline is None else pending.left_ms()
                     link.send_small(_CALL, pending.call_id, pending.body, pending.flags, left_ms)
                 elif link.queue_small(Kind.CALL, pending.call_id, pending.body, pending.flags, pending.left_ms()):
-                    self._wake_writer()
+                    self._writer.wake()
             except NotSentInTime:
                 raise too_late() from None
             except OSError:
                 self._broken(link)
         finally:
             self._sending.release()
-            if self._gone is not None and self._link is None:
-                self._fail_all()
+            self._fail_all_if_gone()
 
     def _transmit(self, link: Link, pending: Pending) -> None:
         link.free()
@@ -282,126 +260,29 @@ class Channel:
                 if pending.done:  # its reply was there sooner
                     self._discharge(pending)
 
-    def _admit(self, pending: Pending) -> None:
-        """Waits until there is room for one more; whoever reads for others must not wait."""
-        with self._changed:
-            self._blocked += 1
-            try:
-                while self._is_full(pending.size) and self._role_owner != threading.get_ident():
-                    left = None if pending.deadline is None else pending.deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        raise too_late()
-                    self._changed.wait(left)
-                self._large_bytes += pending.size
-                pending.admitted = True
-            finally:
-                self._blocked -= 1
-
-    def _is_full(self, size: int) -> bool:
-        if self._gone is not None:
-            return False
-        if len(self._pending) >= MAX_IN_FLIGHT:
-            return True
-        return bool(size and self._large_bytes and self._large_bytes + size > MAX_IN_FLIGHT_BYTES)
-
     def _discharge(self, pending: Pending) -> None:
         """Its room is free."""
         slab, pending.slab, pending.buffers = pending.slab, None, ()
         if slab is not None:
             slab.pinned = False
-        if pending.admitted or self._blocked:
-            with self._changed:
-                if pending.admitted:
-                    pending.admitted = False
-                    self._large_bytes -= pending.size
-                self._changed.notify_all()
+        self._admission.leave(pending)
 
-    # Connecting: with _sending held
-
-    def _open(self, deadline: float | None) -> Link:
-        """The connection; a new one if there is none. Calls that it has to go on with are sent again.
-
-        Raises:
-            NotRun: The registration is gone.
-            ActorCallTimeout: The deadline passed before.
-        """
-        began = self._lost_at if self._lost_at is not None else time.monotonic()
-        while True:
-            if self._gone is not None:
-                raise NotRun(ActorUnavailable(self._gone))
-            if deadline is not None and time.monotonic() >= deadline:
-                raise too_late()
-            try:
-                return self._connected(min(began + GIVE_UP_S, deadline or float("inf")))
-            except (ConnectionRefusedError, Impostor, Refused) as error:
-                self._leave(f"the actor's server at {self.address} is gone: {error}")
-            except (OSError, EOFError) as error:
-                if time.monotonic() - began >= GIVE_UP_S:
-                    why = f"the actor's server at {self.address} could not be reached for {GIVE_UP_S:g} s: {error}"
-                    self._leave(why)
-                elif deadline is None or time.monotonic() < deadline:
-                    time.sleep(_PAUSE_S)
-
-    def _connected(self, deadline: float) -> Link:
-        sock = connect(self.address, self._access_key, same_host=SAME_HOST, deadline=deadline)
-        try:
-            open_calls = sorted(self._pending)[:MAX_RESUMED] if self._opened else None
-            link = Link(sock, self._access_key, self._session, open_calls, self._received, self._limit, deadline)
-        except BaseException:
-            sock.close()
-            raise
-        try:
-            if open_calls and not link.resumed:
-                raise Refused("it has forgotten this caller's calls")
-            for call_id, is_known in zip(open_calls or (), link.known, strict=True):
-                pending = self._pending.get(call_id)
-                if pending is not None and not is_known:
-                    pending.sent = True
-                    try:
-                        self._transmit(link, pending)
-                    except NotSentInTime:  # its own deadline has passed
-                        continue
-        except BaseException:
-            link.close()
-            raise
-        self._opened, self._lost_at, self._link = True, None, link
-        for pending in list(self._pending.values()):
-            if pending.consumed:  # which it may not have learned
-                self.credit(pending)
-        return link
+    # When the connection breaks
 
     def _broken(self, link: Link) -> None:
-        """The connection is of no more use; whoever waits makes another."""
-        if self._link is link:
-            self._link = None
-            self._lost_at = time.monotonic()
-        if self._role_owner == threading.get_ident():
-            link.close()
-        else:
-            self._hang_up(link)
+        self._line.broken(link, by_reader=self._role.is_mine)
 
-    def _hang_up(self, link: Link, *, bye: bool = False) -> None:
-        """Somebody may be reading it: whoever reads next lets go of it."""
-        link.hang_up(bye=bye)
-        self._hung_up.append(link)
+    def _nobody_waits(self) -> None:
+        """The registration is gone; `_fail_all` tells those whose calls were sent, without the lock of sending."""
+        self._admission.stop()
+        self._reader.stop()
 
-    def _let_go(self) -> None:
-        """With the role: nobody reads what was hung up."""
-        while self._hung_up:
-            self._hung_up.popleft().close()
-
-    def _leave(self, why: str) -> None:
-        """The registration is gone: nothing is sent any more. `_fail_all` tells who waits, without `_sending`."""
-        with self._changed:
-            if self._gone is None:
-                self._gone = why
-            link, self._link = self._link, None
-            self._changed.notify_all()
-        if link is not None:
-            self._hang_up(link, bye=True)
+    def _fail_all_if_gone(self) -> None:
+        if self._line.gone is not None and self._line.link is None:
+            self._fail_all()
 
     def _fail_all(self) -> None:
-        why = self._gone
+        why = self._line.gone
         assert why is not None
         while self._pending:
             try:
@@ -416,66 +297,17 @@ class Channel:
 
     def wait(self, pending: Pending, deadline: float | None, *, until: Callable[[], bool] | None = None) -> None:
         """Returns when the call has its reply, or `until` is true."""
-        try:
-            self._wait_or_read(pending, deadline, until)
-        finally:
-            # It may have been asked to read just when it had no more reason to.
-            if self._waiting and not self._role.locked():
-                self._promote()
-
-    def _wait_or_read(self, pending: Pending, deadline: float | None, until: Callable[[], bool] | None) -> None:
-        while not (pending.done or (until is not None and until())):
-            if self._role_owner == threading.get_ident():  # called by the callback of a future
-                self._read(deadline)
-            elif self._role.acquire(blocking=False):
-                self._role_owner = threading.get_ident()
-                try:
-                    while not (pending.done or (until is not None and until())):
-                        self._read(deadline)
-                finally:
-                    self._release_role()
-            else:
-                self._sleep(pending, deadline)
-
-    def _release_role(self) -> None:
-        self._role_owner = 0
-        self._role.release()
-        if self._waiting:
-            self._promote()
-
-    def _sleep(self, pending: Pending, deadline: float | None) -> None:
-        """Until the reader has something for this call, or reads no more."""
-        wake = pending.wake
-        if wake is None:
-            wake = threading.Lock()
-            wake.acquire()
-            pending.wake = wake
-        self._waiting[pending.call_id] = pending
-        try:
-            if not pending.done and not pending.items:
-                if self._role.acquire(blocking=False):  # the reader left just before
-                    self._role.release()
-                elif deadline is None:
-                    wake.acquire()
-                elif not wake.acquire(timeout=max(0.0, deadline - time.monotonic())) and not pending.done:
-                    raise too_late()
-        finally:
-            self._waiting.pop(pending.call_id, None)
-
-    def _promote(self) -> None:
-        """Has another of those who wait read."""
-        for pending in list(self._waiting.values()):
-            if not pending.done and release(pending.wake):
-                return
+        self._role.wait(pending, deadline, until=until)
 
     def _read(self, deadline: float | None) -> None:
         """Reads once, for all who wait."""
-        if self._hung_up:
-            self._let_go()
+        line = self._line
+        if line.hung_up:
+            line.let_go()
         if self._frames:
             self._heed_all()
             return
-        link = self._link
+        link = line.link
         if link is None:
             self._restore(deadline)
             return
@@ -531,14 +363,13 @@ class Channel:
         if not self._sending.acquire(timeout=timeout):
             raise too_late()
         try:
-            if self._link is None and self._pending:
-                self._open(deadline)
+            if self._line.link is None and self._pending:
+                self._line.open(deadline)
         except NotRun:
             pass  # who waits is told below
         finally:
             self._sending.release()
-        if self._gone is not None and self._link is None:
-            self._fail_all()
+        self._fail_all_if_gone()
 
     def _heed(self, link: Link, frame: Frame) -> None:
         kind = frame.kind
@@ -547,7 +378,7 @@ class Channel:
             pending = self._pending.pop(frame.call_id, None)
             if pending is not None:
                 pending.frame = frame
-                if pending.is_plain and not self._blocked:
+                if pending.is_plain and not self._admission.blocked:
                     pending.done = True
                 else:
                     self._settle(pending)
@@ -565,13 +396,12 @@ class Channel:
         elif kind == Kind.DROP:
             link.reader.borrowed.drop(frame.call_id)
         elif kind == Kind.BYE:
-            with self._changed:
-                self._gone = self._gone or f"the actor's server at {self.address} shuts down"
+            self._line.shuts_down(f"the actor's server at {self._line.address} shuts down")
 
     def _settle(self, pending: Pending) -> None:
         """The call has its reply, or never gets one."""
         pending.done = True
-        if pending.buffers or pending.size or self._blocked:
+        if pending.buffers or pending.size or self._admission.blocked:
             self._discharge(pending)
         future = pending.future
         if future is not None:
@@ -613,7 +443,7 @@ class Channel:
 
     def credit(self, pending: Pending) -> None:
         """Says how many items of a stream were consumed."""
-        link = self._link
+        link = self._line.link
         if link is not None:
             self._quietly(lambda: link.credit(pending.call_id, pending.consumed))
 
@@ -624,7 +454,7 @@ class Channel:
             self._discharge(pending)  # if it was not sent; else that was done
             return
         self._discharge(pending)
-        link = self._link
+        link = self._line.link
         if link is not None and not isinstance(error, NotRun):
             self._quietly(lambda: link.cancel(pending.call_id))
 
@@ -639,59 +469,16 @@ class Channel:
         except OSError:
             pass
 
-    # The thread that reads for futures
-
-    def _start_reader(self) -> None:
-        with self._lock:
-            if self._reader is None:
-                self._reader = threading.Thread(target=self._read_for_futures, name="fluster-actor-reader", daemon=True)
-                self._reader.start()
-            else:
-                self._changed.notify_all()
+    # For futures
 
     def _read_for_futures(self) -> None:
-        while True:
-            while self._futures:
-                self._role.acquire()
-                self._role_owner = threading.get_ident()
-                try:
-                    while self._futures:
-                        self._read(None)
-                finally:
-                    self._release_role()
-            with self._changed:
-                self._reader_idle = True
-                if not self._futures and self._gone is None:
-                    self._changed.wait(STAYS_S)
-                self._reader_idle = False
-                if not self._futures:
-                    self._reader = None
-                    return
-
-    # The thread that writes for futures: what comes while it waits for its turn goes out together
-
-    def _wake_writer(self) -> None:
-        if self._writer is None:
-            self._writer = threading.Thread(target=self._write_for_futures, name="fluster-actor-writer", daemon=True)
-            self._writer.start()
-        release(self._to_write)
-
-    def _write_for_futures(self) -> None:
-        while True:
-            if not self._to_write.acquire(timeout=STAYS_S) or self._gone is not None:
-                with self._sending:
-                    link = self._link
-                    if self._gone is not None or link is None or not link.has_queue:
-                        self._writer = None
-                        return
-            link = self._link
-            if link is None:
-                continue
+        while self._futures:
+            self._role.take(timeout=-1)
             try:
-                link.flush()
-            except OSError:
-                with self._sending:
-                    self._broken(link)
+                while self._futures:
+                    self._read(None)
+            finally:
+                self._role.release()
 
     def _expire(self) -> float | None:
         """Ends the futures that are due; gives the next deadline."""

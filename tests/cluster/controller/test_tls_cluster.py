@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fluster import ActorServer, Cluster, ClusterResolver, NotPermitted, Unreachable, current_cluster
-from fluster.actor import transport
+from fluster.actor import line
 from fluster.cluster.backend.local import LocalBackend
 from fluster.cluster.config_edit import configure_cluster
 from fluster.cluster.controller.authority import Authority
@@ -78,7 +78,7 @@ def _call_an_actor(cluster: Cluster) -> None:
     (endpoint,) = cluster.lookup_endpoints("greeter")
     assert split_pin(endpoint.access_key or "")[1] is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transport, "SAME_HOST", False)
+        patch.setattr(line, "SAME_HOST", False)
         assert pool.call(timeout=20).greet("there") == "hello there"
     resolver.close()
     job.terminate()
