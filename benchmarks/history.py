@@ -136,7 +136,7 @@ def _note_job(changes: Changes, number: int, at: float, spec: bytes) -> JobId:
 @contextmanager
 def controller(state_dir: Path) -> Iterator[tuple[Cluster, int, float, float]]:
     """A client of one, its pid, seconds from its start until it served, and what of them was processor time."""
-    command = [sys.executable, "-m", "fluster.cluster.controller.main", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "fluster.cluster.controller", "serve", "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen([*command, "--state-dir", str(state_dir)], stdout=subprocess.PIPE, text=True) as process:
         try:

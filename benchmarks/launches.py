@@ -66,7 +66,7 @@ class Count:
 def controller(profile: str | None) -> Iterator[tuple[str, str, int]]:
     """Address, token and pid of a controller without workers: what is launched waits."""
     with tempfile.TemporaryDirectory(prefix="fluster-bench-") as directory:
-        command = [sys.executable, "-m", "fluster.cluster.controller.main", "serve"]
+        command = [sys.executable, "-m", "fluster.cluster.controller", "serve"]
         command += ["--state-dir", directory, "--backend", "none", "--port", "0"]
         if profile:
             command[1:1] = ["-m", "cProfile", "-o", profile]

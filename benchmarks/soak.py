@@ -21,8 +21,8 @@ from fluster import Entrypoint, JobRequest, LocalCluster, ResourceConfig
 
 EVERY_S = 2.0
 NAMES = {
-    "fluster.cluster.controller.main": "controller",
-    "fluster.cluster.worker.main": "worker",
+    "fluster.cluster.controller": "controller",
+    "fluster.cluster.worker": "worker",
     "fluster.cluster.attempt.zygote": "zygote",
 }
 

@@ -165,7 +165,7 @@ def joined_worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen
     token = directory / "join.token"
     if not token.exists():
         token.write_text(client._call("CreateToken", request, pb.CreateTokenResponse).token)
-    words = [sys.executable, "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
+    words = [sys.executable, "-m", "fluster.cluster.worker", "serve", "--state-dir", str(directory)]
     words += ["--controller", client.address, "--token-file", str(token), "--worker-id", directory.name, "--cpu", "1"]
     with (directory / "worker.log").open("ab") as log:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -175,7 +175,7 @@ def joined_worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen
     finally:
         process.kill()
         process.wait()
-        words = [sys.executable, "-m", "fluster.cluster.worker.main", "end", "--state-dir", str(directory)]
+        words = [sys.executable, "-m", "fluster.cluster.worker", "end", "--state-dir", str(directory)]
         subprocess.run(words, check=True, timeout=WITHIN_S)
 
 

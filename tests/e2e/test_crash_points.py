@@ -275,5 +275,5 @@ def workers_below(state_dir: Path) -> int:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        found += "fluster.cluster.worker.main" in words and any(word.startswith(f"{state_dir}/") for word in words)
+        found += "fluster.cluster.worker" in words and any(word.startswith(f"{state_dir}/") for word in words)
     return found

@@ -16,7 +16,7 @@ from tests.e2e.outside import Creator
 
 import fluster
 
-DAEMONS = {"fluster.cluster.controller.main", "fluster.cluster.worker.main"}
+DAEMONS = {"fluster.cluster.controller", "fluster.cluster.worker"}
 
 
 def _distributions(names: list[str]) -> Iterator[str]:

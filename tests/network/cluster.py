@@ -89,7 +89,7 @@ class Site:
         directory.mkdir()
         request = pb.CreateTokenRequest(request_id=uuid.uuid4().hex, kind=pb.TokenKind.JOIN, uses=1, ttl_s=60)
         (directory / "join.token").write_text(self.client._call("CreateToken", request, pb.CreateTokenResponse).token)
-        command = [sys.executable, "-m", "fluster.cluster.worker.main"]
+        command = [sys.executable, "-m", "fluster.cluster.worker"]
         words = ["serve", "--state-dir", str(directory), "--worker-id", host.name, "--cpu", str(cpu)]
         words += ["--controller", self.client.address, "--token-file", str(directory / "join.token")]
         self._hosts[host.name] = host

@@ -32,7 +32,7 @@ def test_a_batch_that_comes_after_its_worker_was_asked_back_is_asked_back_too() 
 
     def tasks(count: int) -> list[TaskFuture]:
         settled, cancelled = dispatcher.settled, dispatcher.cancelled
-        made = [TaskFuture(function, wire.Mode.ARGUMENTS, (), 0, settled, cancelled) for _ in range(count)]
+        made = [TaskFuture(function, (), settled, cancelled, mode=wire.Mode.ARGUMENTS) for _ in range(count)]
         dispatcher.add(made)
         return made
 

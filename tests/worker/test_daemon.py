@@ -1,4 +1,4 @@
-"""The worker's process: `python -m fluster.cluster.worker.main`."""
+"""The worker's process: `python -m fluster.cluster.worker`."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import worker_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause, TaskState
 
-SERVE = [sys.executable, "-P", "-m", "fluster.cluster.worker.main"]
+SERVE = [sys.executable, "-P", "-m", "fluster.cluster.worker"]
 
 
 @asynccontextmanager

@@ -75,7 +75,7 @@ class ControllerProcess:
     def __init__(
         self, python: str, state_dir: Path, arguments: Sequence[str], first_arguments: Sequence[str] = ()
     ) -> None:
-        self._command = [python, "-m", "fluster.cluster.controller.main"]
+        self._command = [python, "-m", "fluster.cluster.controller"]
         self._state_dir = state_dir
         self._arguments = arguments
         self._log = state_dir / "controller.log"

@@ -162,8 +162,14 @@ class Dispatcher:
         """Results of its oldest tasks came."""
         number, times, body, *buffers = chunk
         values = wire.load(body, buffers)
-        outcomes = [wire.load_result(value) if type(value) is tuple else None for value in values]
-        failed = sum(outcome is not None and not outcome[0] for outcome in outcomes)
+        errors: dict[int, BaseException] = {}
+        for position, value in enumerate(values):
+            if type(value) is tuple:
+                returned, outcome = wire.load_result(value)
+                values[position] = outcome if returned else None
+                if not returned:
+                    errors[position] = outcome
+        failed = len(errors)
         with self.lock:
             frame = worker.frames.get(number)
             if frame is None:
@@ -181,12 +187,8 @@ class Dispatcher:
         self._dispatch()
         listened = []
         with self.settled:
-            for task, value, outcome in zip(tasks, values, outcomes, strict=True):
-                if outcome is None:
-                    told = task.settle(value, None)
-                else:
-                    told = task.settle(outcome[1], None) if outcome[0] else task.settle(None, outcome[1])
-                if told:
+            for position, task in enumerate(tasks):
+                if task.settle(values[position], errors.get(position) if errors else None):
                     listened.append(task)
         for task in listened:
             task.tell()
@@ -380,26 +382,27 @@ class Dispatcher:
         first = self._pop()
         if first is None:
             return None
+        first.sent = True
         tasks = [first]
-        timing = first.function.timing
+        function, timing = first.function, first.function.timing
         exclusive = first.alone or not timing.answered or timing.seconds > LONG_S
         if not exclusive:
             room_s, room = BATCH_S - timing.seconds, MAX_BATCH_BYTES - first.size
             limit = min(MAX_BATCH, -(-len(queue) // len(self.workers)), _GROWTH * timing.answered)
             while queue and len(tasks) < limit:
                 task = queue[0]
-                timing = task.function.timing
+                if task.function is not function:
+                    function, timing = task.function, task.function.timing
                 room_s -= timing.seconds
                 room -= task.size
                 if room_s < 0 or room < 0 or task.alone or not timing.answered:
                     break
                 queue.popleft()
                 if task._state == PENDING:
+                    task.sent = True
                     tasks.append(task)
                 else:
                     self._dropped -= 1
-        for task in tasks:
-            task.sent = True
         if not worker.frames:
             worker.moved_at = time.monotonic()
         self._turn += 1

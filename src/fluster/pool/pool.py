@@ -22,6 +22,7 @@ from fluster.pool.outgoing import Outgoing
 from fluster.pool.stats import PoolStats
 from fluster.pool.stream import TaskStream
 from fluster.pool.tasks import Function, TaskFuture
+from fluster.pool.wire import are_numbers
 
 if TYPE_CHECKING:
     from fluster.cluster.client import Cluster
@@ -35,7 +36,7 @@ SILENCE_S: Final = 60.0
 """A worker that has not heard of its pool for so long ends: whoever launched it was killed."""
 PROGRESS_EVERY_S: Final = 0.1
 MAX_WORKERS: Final = 10_000
-_AT_ONCE = 1_024
+_AT_ONCE = 512
 _NO_RETRY = RetryPolicy(max_failures=0, max_preemptions=0)
 
 
@@ -175,10 +176,10 @@ class WorkerPool:
         """
         self._check_open()
         function = self._outgoing.function(fn)
-        future = TaskFuture(
-            function, *self._outgoing.call(fn, args, kwargs), self._dispatcher.settled, self._dispatcher.cancelled
-        )
-        self._dispatcher.add((future,))
+        mode, payload, size = self._outgoing.call(fn, args, kwargs)
+        dispatcher = self._dispatcher
+        future = TaskFuture(function, payload, dispatcher.settled, dispatcher.cancelled, mode=mode, size=size)
+        dispatcher.add((future,))
         return future
 
     def map(self, fn: Callable[[S], T], items: Iterable[S]) -> list[ActorFuture[T]]:
@@ -269,9 +270,14 @@ class WorkerPool:
         futures: list[ActorFuture[Any]] = []
         left = iter(items)
         while chunk := list(islice(left, _AT_ONCE)):
-            tasks = self._tasks(fn, function, chunk, star)
+            if not star and are_numbers(chunk):  # the most common way is the short one
+                condition, on_cancelled = self._dispatcher.settled, self._dispatcher.cancelled
+                tasks = [TaskFuture(function, item, condition, on_cancelled) for item in chunk]
+                self._dispatcher.add(tasks)
+            else:
+                tasks = self._tasks(fn, function, chunk, star)
+                self._dispatcher.add([task for task in tasks if task._state == PENDING])
             futures += tasks
-            self._dispatcher.add([task for task in tasks if task._state == PENDING])
         return futures
 
     def _tasks(self, fn: Callable[..., Any], function: Function, items: list[Any], star: bool) -> list[TaskFuture]:
@@ -282,10 +288,11 @@ class WorkerPool:
             for payload in self._outgoing.items(fn, items, star=star):
                 if isinstance(payload, Exception):
                     failed += 1
-                    task = TaskFuture(function, 0, None, 0, condition, on_cancelled)
+                    task = TaskFuture(function, None, condition, on_cancelled)
                     task.fail(payload)
                 else:
-                    task = TaskFuture(function, *payload, condition, on_cancelled)
+                    mode, content, size = payload
+                    task = TaskFuture(function, content, condition, on_cancelled, mode=mode, size=size)
                 tasks.append(task)
         if failed:
             self._dispatcher.count_failed(failed)

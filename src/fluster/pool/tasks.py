@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fluster.actor.futures import ActorFuture
+from fluster.actor.futures import FINISHED, PENDING, ActorFuture
+from fluster.pool.wire import Mode
 
 
 class Timing:
@@ -87,23 +88,27 @@ class Task(Protocol):
 class TaskFuture(ActorFuture[Any]):
     """A task whose result a future gets."""
 
+    # What most have in common costs them nothing.
+    mode: int = Mode.ITEM
     size = deaths = 0
     alone = sent = False
 
     def __init__(
         self,
         function: Function,
-        mode: int,
         payload: Any,
-        size: int,
         condition: threading.Condition,
         on_cancelled: Callable[[TaskFuture], None],
+        *,
+        mode: int = Mode.ITEM,
+        size: int = 0,
     ) -> None:
         self._condition = condition
         self._on_cancelled = on_cancelled
         self.function = function
-        self.mode = mode
         self.payload = payload
+        if mode:
+            self.mode = mode
         if size:
             self.size = size
 
@@ -114,7 +119,13 @@ class TaskFuture(ActorFuture[Any]):
     def settle(self, value: Any, error: BaseException | None) -> bool:
         """It returned, or raised; with the condition held. Whether `tell` is to be called, without it."""
         self.payload = None
-        return super().settle(value, error)
+        if self._state != PENDING:  # cancelled meanwhile
+            return False
+        self._result = value
+        if error is not None:
+            self._exception = error
+        self._state = FINISHED
+        return self._listened
 
     def _cancelled(self) -> None:
         self._on_cancelled(self)

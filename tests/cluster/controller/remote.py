@@ -27,7 +27,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 WITHIN_S = 10.0
-SERVE = [sys.executable, "-m", "fluster.cluster.controller.main", "serve"]
+SERVE = [sys.executable, "-m", "fluster.cluster.controller", "serve"]
 
 
 def wait_for(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:

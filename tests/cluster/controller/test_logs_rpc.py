@@ -22,6 +22,7 @@ from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import JobStatus, LogStream, RetrySpec
 
 OUT, ERR = LogStream.STDOUT, LogStream.STDERR
+_WIDE = 30
 PROMPT_S = 3.0
 """Less than the pause after which a follower looks without being told."""
 
@@ -415,8 +416,8 @@ def test_the_round_of_a_wide_job_is_bounded(tmp_path: Path) -> None:
     job_id = JobId("jwide")
     with LogStore(tmp_path) as store:
         attempts = []
-        for task in range(100):
-            store.append(job_id, task, 1, "stdout", 0, b"%050d\n" % task * 4_000, 1.0)
+        for task in range(_WIDE):
+            store.append(job_id, task, 1, "stdout", 0, b"%050d\n" % task * 2_000, 1.0)
             uid = AttemptUid(f"{job_id}.{task}.1")
             attempts.append(AttemptRow(uid, job_id, task, 1, WorkerId("w"), "i", 0.0, AttemptState.RUNNING))
         merge = LogMerge(store, job_id, {})
@@ -427,5 +428,5 @@ def test_the_round_of_a_wide_job_is_bounded(tmp_path: Path) -> None:
             size = sum(len(each.line.data) + 200 for each in found)  # which is what a line takes in memory
             assert size <= 2 * 1024 * 1024
             total, rounds = total + len(found), rounds + 1
-    assert total == 100 * 4_000
+    assert total == _WIDE * 2_000
     assert rounds > 2

@@ -226,7 +226,7 @@ class DockerBackend:
         }
 
     def _command(self, vm_id: VMId, resources: ResourceConfig) -> list[str]:
-        command = ["python3", "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", _STATE_DIR]
+        command = ["python3", "-P", "-m", "fluster.cluster.worker", "serve", "--state-dir", _STATE_DIR]
         command += ["--worker-id", vm_id, "--host", "0.0.0.0", "--port", str(_PORT), "--insecure-plaintext-network"]
         command += ["--cpu", str(resources.cpu), "--memory", str(resources.memory_bytes)]
         command += ["--gpus", str(_gpus(resources) or 0)]

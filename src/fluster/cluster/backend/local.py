@@ -215,7 +215,7 @@ class LocalBackend:
             return False
 
     def _command(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> list[str]:
-        command = [self._python, "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(directory)]
+        command = [self._python, "-P", "-m", "fluster.cluster.worker", "serve", "--state-dir", str(directory)]
         command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
         command += ["--cpu", str(allocation.cpu), "--memory", str(allocation.memory_bytes)]
         command += ["--gpus", str(allocation.gpus)]

@@ -101,7 +101,7 @@ def end_worker(state_dir: Path, python: str, *, patience_s: float, grace_s: floa
             _wait_gone(pid, grace_s)
     if any((state_dir / "attempts").glob("*")) and not files.has_left(state_dir):
         # It died without ending what it ran.
-        command = [python, "-P", "-m", "fluster.cluster.worker.main", "end", "--state-dir", str(state_dir)]
+        command = [python, "-P", "-m", "fluster.cluster.worker", "end", "--state-dir", str(state_dir)]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_S, check=False)
 
 

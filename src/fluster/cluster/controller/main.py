@@ -299,7 +299,3 @@ def _parser() -> argparse.ArgumentParser:
     ending = commands.add_parser("end", help="end what a controller that is gone left running")
     ending.add_argument("--state-dir", type=Path, required=True)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

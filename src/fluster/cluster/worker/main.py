@@ -1,4 +1,4 @@
-"""The worker's command line: `python -m fluster.cluster.worker.main serve …`."""
+"""The worker's command line: `python -m fluster.cluster.worker serve …`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,3 @@ def _gpus(text: str) -> int | str:
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"'auto' or a number, got {text!r}")
     return text if text == "auto" else int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
