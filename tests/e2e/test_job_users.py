@@ -29,8 +29,6 @@ from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
 
 pytestmark = pytest.mark.root
 
-cloudpickle.register_pickle_by_value(hostile)
-
 FIRST, LAST = 712_000, 712_099
 SMALL = ResourceConfig.with_cpu(cpu=0.1, memory="200MB")
 WITHIN_S = 60.0
@@ -53,6 +51,14 @@ def build_wheel(directory, *arguments, **options):
 build_sdist = get_requires_for_build_wheel = lambda *arguments: []
 """
 AT_START = "import os, sys; sys.started_by = os.getuid()\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hostile_by_value() -> Iterator[None]:
+    """Jobs of other users cannot read the tests' directory."""
+    cloudpickle.register_pickle_by_value(hostile)
+    yield
+    cloudpickle.unregister_pickle_by_value(hostile)
 
 
 @dataclass(slots=True)
@@ -144,7 +150,7 @@ def a_machine(place: Path) -> Iterator[Machine]:
         wanted = pb.CreateTokenRequest(request_id="join", kind=pb.TokenKind.JOIN, uses=1)
         token = cluster._rpc.unary("CreateToken", wanted, pb.CreateTokenResponse).token
         (place / "join").write_text(token)
-        command = [an_open_python(), "-P", "-m", "fluster.cluster.worker.main", "serve"]
+        command = [an_open_python(), "-P", "-m", "fluster.cluster.worker", "serve"]
         command += ["--controller", told["address"], "--token-file", str(place / "join"), "--runtime", "process"]
         command += ["--state-dir", str(place / "worker"), "--cache-dir", str(place / "cache"), "--cpu", "8"]
         command += ["--job-users", f"{FIRST}-{LAST}", "--job-group", "65533"]
@@ -152,7 +158,7 @@ def a_machine(place: Path) -> Iterator[Machine]:
         found.start()
         yield found
         found.stop()
-        command = [command[0], "-P", "-m", "fluster.cluster.worker.main", "end", "--state-dir", str(found.state)]
+        command = [command[0], "-P", "-m", "fluster.cluster.worker", "end", "--state-dir", str(found.state)]
         subprocess.run(command, env=environ, check=True)
 
 
@@ -317,6 +323,6 @@ def test_an_interpreter_of_the_jobs_choice_is_not_asked_as_the_workers_user(clus
 )
 def test_a_worker_that_cannot_keep_jobs_apart_does_not_start(options: list[str], reason: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    command = [sys.executable, "-P", "-m", "fluster.cluster.worker.main", "serve", "--state-dir", str(tmp_path / "w")]
+    command = [sys.executable, "-P", "-m", "fluster.cluster.worker", "serve", "--state-dir", str(tmp_path / "w")]
     ran = subprocess.run([*command, *options], capture_output=True, text=True, timeout=WITHIN_S, check=False)
     assert (ran.returncode, reason in ran.stderr, ran.stderr.count("\n")) == (2, True, 1), ran.stderr

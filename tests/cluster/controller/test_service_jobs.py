@@ -362,6 +362,7 @@ def test_explanations_tell_what_is_and_what_was(alone: Site) -> None:
         assert isinstance(response, pb.ExplainJobResponse)
         return response
 
+    wait_for(lambda: why(too_large).queue_position, "a busy controller to have looked at it")
     running, fits_later, never = why(job_id), why(waiting), why(too_large)
     assert (running.state, running.reasons) == ("running", ["tasks: 1 running"])
     assert (fits_later.state, fits_later.would_fit, fits_later.queue_position) == ("pending", True, 1)
