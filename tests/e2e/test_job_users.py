@@ -105,23 +105,26 @@ def place() -> Iterator[Path]:
     """A directory that all users may pass, other than pytest's."""
     path = Path(tempfile.mkdtemp(prefix="fluster-users-"))
     path.chmod(0o755)
-    if (closed := closed_to_others(path / "x") or closed_to_others(Path(PACKAGES[0]))) is not None:
-        pytest.skip(f"needs directories that all users may pass; {closed} is none")
-    yield path
-    shutil.rmtree(path)
+    try:
+        if (closed := closed_to_others(path / "x") or closed_to_others(Path(PACKAGES[0]))) is not None:
+            pytest.skip(f"needs directories that all users may pass; {closed} is none")
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
 def controller(state: Path) -> Iterator[dict[str, str]]:
     """A process; its address and the administrator's token."""
     command = [sys.executable, "-m", "fluster", "controller", "serve", "--port", "0", "--state-dir", str(state)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    yield {**told, "token": Path(told["token_file"]).read_text().strip()}
-    process.terminate()
-    process.wait(WITHIN_S)
-    process.stdout.close()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            yield {**told, "token": Path(told["token_file"]).read_text().strip()}
+        finally:
+            process.terminate()
+            process.wait(WITHIN_S)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +158,13 @@ def a_machine(place: Path) -> Iterator[Machine]:
         command += ["--state-dir", str(place / "worker"), "--cache-dir", str(place / "cache"), "--cpu", "8"]
         command += ["--job-users", f"{FIRST}-{LAST}", "--job-group", "65533"]
         found = Machine(cluster, command, environ, place / "worker", place / "cache", None)  # type: ignore[arg-type]
-        found.start()
-        yield found
-        found.stop()
-        command = [command[0], "-P", "-m", "fluster.cluster.worker", "end", "--state-dir", str(found.state)]
-        subprocess.run(command, env=environ, check=True)
+        try:
+            found.start()
+            yield found
+        finally:
+            found.stop()
+            command = [command[0], "-P", "-m", "fluster.cluster.worker", "end", "--state-dir", str(found.state)]
+            subprocess.run(command, env=environ, check=True)
 
 
 @pytest.fixture

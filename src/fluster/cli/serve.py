@@ -99,7 +99,10 @@ def controller_serve(
     (ca.pem in the state directory), which workers believe by their join token and clients by `ca_file` of the
     configured cluster or FLUSTER_CA_FILE.
     """
-    from fluster.cluster.controller.main import ServeOptions, run
+    from fluster.cluster.loading import uncollected
+
+    with uncollected():
+        from fluster.cluster.controller.main import ServeOptions, run
 
     _log_to_stderr()
     return run(

@@ -139,18 +139,15 @@ def descendants(root: int) -> list[int]:
 
 def of_user(user: int) -> list[int]:
     """Processes of a user, zombies excluded."""
-    found = []
-    for pid in all_pids():
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}").st_uid == user or _real_user(pid) == user:
-                found.append(pid)
-    return [pid for pid in found if not has_ended(pid)]
+    return [pid for pid in all_pids() if user in users_of(pid) and not has_ended(pid)]
 
 
-def _real_user(pid: int) -> int:
-    """Whose it is, also while it hides its files."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+def users_of(pid: int) -> set[int]:
+    """Whose it is: who owns its files, and who it really is, also while it hides them; empty when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+        real = next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+        return {os.stat(f"/proc/{pid}").st_uid, real}
+    return set()
 
 
 def memory_bytes(pids: list[int], limit: int | None) -> int:

@@ -109,13 +109,7 @@ class JobUsers:
 
 def _busy() -> set[int]:
     """Users with a process on this machine."""
-    found = set()
-    for pid in proc.all_pids():
-        try:
-            found.add(os.stat(f"/proc/{pid}").st_uid)
-        except OSError:
-            continue
-    return found
+    return {user for pid in proc.all_pids() for user in proc.users_of(pid)}
 
 
 def variables_of(user: int, home: Path, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fluster.cluster.context import with_absolute_python_path
+from fluster.cluster.loading import uncollected
 from fluster.cluster.validation import check_cpu, check_int, check_name, parse_bytes
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.errors import FlusterError, NotPermitted
@@ -17,7 +18,8 @@ from fluster.errors import FlusterError, NotPermitted
 
 def run(config: WorkerConfig) -> int:
     """Serves until told to end; the exit code. See `fluster.cluster.worker.daemon.run`."""
-    from fluster.cluster.worker import daemon
+    with uncollected():
+        from fluster.cluster.worker import daemon
 
     # Zygotes and jobs run in other directories.
     os.environ.update(with_absolute_python_path(os.environ))
