@@ -92,18 +92,25 @@ class Scenario:
 
     def turn(self) -> Decision:
         """What the loop does after events: places what fits, decides about machines."""
+        before, stood = self.decision, self.decision.stands(self.state, self.now)
         self.decision = schedule(self.state, self.now)
+        if stood:  # the loop would have made no pass
+            assert (self.decision.placed, self.decision.hold) == ([], before.hold)
+            assert self._told(self.decision) == self._told(before)
         for placed in self.decision.placed:
             self.apply(placed)
         for intent in intents(self.state, self.now):
             self.apply(intent)
         self.state.waiting = {job_id: waiting.reason for job_id, waiting in self.decision.waiting.items()}
         self.state.hold = self.decision.hold
-        if self.decision.stands(self.state, self.now):
-            again = schedule(self.state, self.now)
-            assert (again.placed, again.hold, again.waiting) == ([], self.decision.hold, self.decision.waiting)
         check_waiting(self.state, self.decision.waiting)
         return self.decision
+
+    def _told(self, decision: Decision) -> dict[JobId, object]:
+        """What is said of those that wait; without the words where they tell seconds, which go by."""
+        told = decision.waiting.items()
+        timeless = decision.told_until == math.inf
+        return {job_id: waiting if timeless else (waiting.would_fit, waiting.position) for job_id, waiting in told}
 
     def wait(self, seconds: float) -> Decision:
         """Time passes, then a turn."""

@@ -178,6 +178,19 @@ def test_a_gang_counts_as_a_whole(scenario: Scenario) -> None:
     assert why in scenario.job("gang").error_message
 
 
+def test_a_larger_quota_lets_in_what_waited_for_it_at_the_next_turn(scenario: Scenario) -> None:
+    scenario.worker("w", cpu=4)
+    scenario.user("alice", cpu_milli=1_000)
+    scenario.launch("a", user="alice")
+    scenario.launch("b", user="alice")
+    scenario.turn()
+    assert "quota" in waiting(scenario, "b").reason  # as long as nothing changes
+
+    scenario.user("alice", cpu_milli=2_000)
+    scenario.turn()
+    assert running(scenario, "a", "b") == [True, True]
+
+
 def test_what_waits_for_its_quota_holds_no_room(scenario: Scenario) -> None:
     scenario.user("alice", cpu_milli=2000)
     scenario.worker("w", cpu=4)
