@@ -32,7 +32,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test zephyr chaos fuzz check lint types imports protos format generate lock clean
+.PHONY: help env demo test zephyr chaos everywhere fuzz check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -60,6 +60,10 @@ chaos: $(READY)  ## the long form of kills, crashes, deaths, power cuts and netw
 	FLUSTER_CROWD=10000 $(BIN)/python -m pytest tests/cluster/controller/test_crowds.py $(ARGS)
 	POWER_CUTS=$(CUTS) $(BIN)/python -m pytest tests/cluster/controller/test_store_faults.py $(ARGS)
 	FLUSTER_NETWORK_ROUNDS=$(FAULTS) $(BIN)/python -m pytest -s tests/network $(ARGS)
+
+everywhere: $(READY)  ## all tests of jobs and pools on each kind of cluster, containers too: minutes
+	FLUSTER_EVERYWHERE=1 $(BIN)/python -m pytest tests/pool tests/e2e/test_job_life.py tests/e2e/test_on_every_kind.py \
+	  tests/actor/test_server_life.py -k "docker-" $(ARGS)
 
 fuzz: $(READY)  ## random frames, requests and sequences of them: half an hour (FRAMES=10000 MESSAGES=5000 SEQUENCES=500: seconds)
 	$(BIN)/python -u -m tests.fuzz --frames $(FRAMES) --messages $(MESSAGES) --sequences $(SEQUENCES) --seed $(SEED)

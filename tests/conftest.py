@@ -5,10 +5,14 @@ import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from tests.kinds import PROCESSES, Clusters, kinds_for
 
+from fluster import Cluster
 from fluster.cluster.attempt import proc
 from fluster.testing.leaks import Footprint, end_processes
 
@@ -63,6 +67,41 @@ def _fail_on_growth(before: Footprint, *, within_s: float) -> None:
     if leaks := before.growth(within_s=within_s):
         end_processes(leaks)
         pytest.fail("left behind:\n" + "\n".join(f"  {leak}" for leak in leaks), pytrace=False)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cluster_kind" in metafunc.fixturenames:
+        kinds = kinds_for(metafunc.definition, all_tests="FLUSTER_EVERYWHERE" in os.environ)
+        if len(kinds) > 1:
+            metafunc.parametrize("cluster_kind", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def cluster_kind(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", PROCESSES))
+
+
+@pytest.fixture(scope="session")
+def clusters(no_cluster_of_the_user: None) -> Iterator[Clusters]:
+    directory = Path(tempfile.mkdtemp(prefix="kinds-"))  # short: sockets of workers lie in it
+    started = Clusters(directory)
+    try:
+        yield started
+    finally:
+        started.close()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(clusters: Clusters, cluster_kind: str) -> Cluster:
+    """One cluster for all tests that do not break it, in whatever folder."""
+    return clusters.get(cluster_kind)
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    yield shared_cluster
+    shared_cluster._rpc.close_idle()  # kept for the next call: what a test left open would not be told from them
 
 
 @pytest.fixture(scope="session")

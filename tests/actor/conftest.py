@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.actor.actors import Worker
 
-from fluster import ActorPool, ActorServer, FixedResolver, LocalCluster
+from fluster import ActorPool, ActorServer, Cluster, FixedResolver
 from fluster.actor import line
 
 ROOT = Path(__file__).parents[2]
@@ -128,13 +128,13 @@ def tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "SAME_HOST", False)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(cpu=4, memory="8GB") as cluster:
-        with ActorServer(cluster) as server:  # starts what renews leases
-            server.register("first", Worker())
-        cluster._rpc.close_idle()
-        yield cluster
+@pytest.fixture(scope="session")
+def shared_cluster(shared_cluster: Cluster) -> Cluster:
+    """That of all tests, once it has what renews leases."""
+    with ActorServer(shared_cluster) as server:
+        server.register("first", Worker())
+    shared_cluster._rpc.close_idle()
+    return shared_cluster
 
 
 def eventually(condition: Callable[[], Any], within_s: float = 10.0) -> None:

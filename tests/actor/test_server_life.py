@@ -19,12 +19,12 @@ from fluster import (
     ActorContext,
     ActorServer,
     ActorUnavailable,
+    Cluster,
     ClusterResolver,
     Entrypoint,
     FixedResolver,
     JobRequest,
     JobStatus,
-    LocalCluster,
     ResourceConfig,
     current_cluster,
 )
@@ -211,7 +211,8 @@ def test_a_server_that_was_never_used_leaves_nothing() -> None:
         server.serve_background()
 
 
-def test_actor_registration_and_call(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_actor_registration_and_call(cluster: Cluster) -> None:
     """Test actor server and client interaction."""
     resolver = ClusterResolver(cluster)
 
@@ -245,7 +246,8 @@ def host_until_terminated(name: str) -> str:
     return "ended cleanly"
 
 
-def test_actor_cleanup_on_job_termination(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_actor_cleanup_on_job_termination(cluster: Cluster) -> None:
     """A terminated job ends its server within the grace time, and its actors are gone from the registry."""
     resolver = ClusterResolver(cluster)
     pool = resolver.lookup("hosted")

@@ -1,10 +1,13 @@
-"""As much of `docker compose up` as this project's compose file needs, where that command is missing."""
+"""Compose: the command where there is one, else as much of it as this project's compose file needs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +100,44 @@ class Composed:
             await self.engine.remove_network(network["Id"])
         for volume in ("controller", "join"):
             await self.engine._json("DELETE", f"/volumes/{self.project}_{volume}", {"force": "1"})
+
+
+def find_command() -> list[str] | None:
+    """`docker compose` or `docker-compose`; `None`: there is neither."""
+    for words in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(words[0]) and subprocess.run([*words, "version"], capture_output=True).returncode == 0:
+            return words
+    return None
+
+
+class Commanded:
+    """What the command makes of a compose file, under a project name of its own."""
+
+    def __init__(self, command: list[str], project: str, path: Path, variables: dict[str, str]) -> None:
+        self._command = [*command, "--project-name", project, "--file", str(path)]
+        self._environment = {**os.environ, **variables}
+
+    async def up(self, scale: dict[str, int]) -> None:
+        scaled = [word for service, number in scale.items() for word in ("--scale", f"{service}={number}")]
+        code, said = await self._call("up", "--detach", *scaled)
+        assert code == 0, said
+
+    async def run(self, service: str, *argv: str) -> tuple[int, str]:
+        """`docker compose exec`: exit code and output."""
+        return await self._call("exec", "-T", service, *argv)
+
+    async def down(self) -> None:
+        code, said = await self._call("down", "--volumes", "--timeout", "3")
+        assert code == 0, said
+
+    async def _call(self, *words: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self._environment,
+        )
+        said, _ = await process.communicate()
+        return process.returncode or 0, said.decode()

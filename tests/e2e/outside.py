@@ -25,6 +25,7 @@ from fluster.cluster.attempt import proc
 from fluster.cluster.backend.local import stop_local_workers
 from fluster.cluster.context import read_token_file
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
+from fluster.rpc.trust import pin_of, pinned
 
 PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 
@@ -146,7 +147,10 @@ class Server:
 
     def client(self) -> Cluster:
         """One of the administrator's."""
-        return Cluster(self.address, token=read_token_file(self.state_dir / "admin.token"))
+        token = read_token_file(self.state_dir / "admin.token")
+        if self.address.startswith("https:"):
+            token = pinned(token, pin_of((self.state_dir / "ca.pem").read_text()))
+        return Cluster(self.address, token=token)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -158,7 +162,7 @@ class Server:
 
 
 @contextmanager
-def joined_worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def joined_worker(client: Cluster, directory: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the directory's name, joined. At the end nothing of it runs; in the same directory it comes back."""
     request = pb.CreateTokenRequest(request_id=uuid.uuid4().hex, kind=pb.TokenKind.JOIN, uses=1, ttl_s=60)
     directory.mkdir(exist_ok=True)
@@ -166,7 +170,8 @@ def joined_worker(client: Cluster, directory: Path) -> Iterator[subprocess.Popen
     if not token.exists():
         token.write_text(client._call("CreateToken", request, pb.CreateTokenResponse).token)
     words = [sys.executable, "-m", "fluster.cluster.worker", "serve", "--state-dir", str(directory)]
-    words += ["--controller", client.address, "--token-file", str(token), "--worker-id", directory.name, "--cpu", "1"]
+    words += ["--controller", client.address, "--token-file", str(token), "--worker-id", directory.name]
+    words += options or ["--cpu", "1"]
     with (directory / "worker.log").open("ab") as log:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

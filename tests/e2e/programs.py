@@ -90,3 +90,29 @@ def print_and_die(lines: int, way: str) -> None:
         while True:
             hoard.append(bytearray(os.urandom(1 << 20)))
     os.kill(os.getpid(), getattr(signal, way))
+
+
+class Adder:
+    """An actor."""
+
+    def add(self, a: int, b: int) -> int:
+        """Their sum."""
+        return a + b
+
+
+def serve_adder() -> None:
+    """Has an `Adder` for everybody, until it is stopped."""
+    from fluster import ActorServer, current_cluster
+
+    server = ActorServer(current_cluster())
+    server.register("adder", Adder())
+    server.serve()
+
+
+def ask_adder() -> tuple[int, str]:
+    """What the `Adder` of another job makes of 2 and 3, and where it is."""
+    from fluster import ClusterResolver, current_cluster
+
+    pool = ClusterResolver(current_cluster()).lookup("adder")
+    pool.wait_for_size(1, timeout=60.0)
+    return pool.call().add(2, 3), pool.endpoints[0].address

@@ -1,4 +1,4 @@
-"""A cluster whose machines are containers: the real controller, the real engine."""
+"""A cluster whose machines are containers, and jobs in images: the real controller, the real engine."""
 
 from __future__ import annotations
 
@@ -7,51 +7,39 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from tests.e2e import programs
 from tests.e2e.lab import wait_until
+from tests.e2e.outside import Server
+from tests.kinds import contained_server
 
 from fluster import (
-    ActorServer,
     Cluster,
-    ClusterResolver,
     Entrypoint,
     EnvironmentConfig,
+    Job,
     JobRequest,
     JobStatus,
-    LocalCluster,
     ResourceConfig,
     RetryPolicy,
 )
-from fluster.cluster.backend.docker import DockerBackend, cluster_name, remove_cluster
-from fluster.cluster.controller.core.rows import Offer, Resources
-from fluster.cluster.controller.core.state import Settings
-from fluster.cluster.controller.server import ControllerServer
+from fluster.cluster.backend.docker import cluster_name
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine
-from fluster.cluster.docker.network import provide_network
+from fluster.cluster.ids import JobId
 
 pytestmark = pytest.mark.docker
 
 WITHIN_S = 90.0
 TASK = ResourceConfig.with_cpu(cpu=0.5, memory="100MB")
-# One task fills a machine.
-MACHINE = Resources(500, 200_000_000, slots=4, disk_bytes=0)
-SETTINGS = Settings(
-    worker_lease_s=12.0,
-    stop_grace_s=1.0,
-    lease_margin_s=1.0,
-    silent_release_s=8.0,
-    idle_release_s=3.0,
-    offers=(Offer("docker", MACHINE, at_most=4),),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """The cluster, and its machines as the engine sees them."""
+    """The cluster, whose machines are filled by one `TASK` each, and those machines as the engine sees them."""
 
     cluster: Cluster
     name: str
@@ -59,68 +47,49 @@ class Lab:
     def containers(self) -> list[dict[str, Any]]:
         return asyncio.run(Engine().containers({labels.CLUSTER: self.name}))
 
-    def container_of(self, job_id: str) -> str:
+    def names(self) -> set[str]:
+        return {each["Names"][0] for each in self.containers()}
+
+    def container_of(self, job_id: JobId) -> str:
         """That of the worker which runs the job's first task."""
         worker = wait_until(lambda: self._running_on(job_id), f"{job_id} runs", WITHIN_S)
         return f"fluster-{self.name}-{worker}"
 
-    def _running_on(self, job_id: str) -> str | None:
+    def _running_on(self, job_id: JobId) -> str | None:
         info = self.cluster.poll(job_id)
         return info.tasks[0].worker_id if info.status is JobStatus.RUNNING else None
 
     def engine(self, call: Callable[[Engine], Any]) -> None:
         asyncio.run(call(Engine()))
 
+    @contextlib.contextmanager
+    def cut_off(self, container: str) -> Iterator[None]:
+        """Without the container's network."""
+        network = f"fluster-{self.name}"
+        self.engine(lambda engine: engine.disconnect(network, container))
+        try:
+            yield
+        finally:
+            self.engine(lambda engine: engine.connect(network, container))
+
 
 @pytest.fixture(scope="module")
-def served(docker_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControllerServer, str]]:
-    state_dir = tmp_path_factory.mktemp("docker-cluster")
-    name = cluster_name(state_dir)
-    network = asyncio.run(provide_network(Engine(), name))
-    server = ControllerServer(
-        DockerBackend(state_dir, image=docker_image), host=network.gateway, state_dir=state_dir, settings=SETTINGS
-    )
-    try:
-        server.start()
-        yield server, name
-    finally:
-        server.shutdown()
-        asyncio.run(remove_cluster(Engine(), name))
+def served(docker_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with contained_server(tmp_path_factory.mktemp("docker-cluster"), "narrow", docker_image) as server:
+        yield server
 
 
 @pytest.fixture
-def lab(served: tuple[ControllerServer, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    server, name = served
-    monkeypatch.setenv("FLUSTER_CA_FILE", str(server.ca_file))
-    with Cluster(server.address, token=server.token) as cluster:
-        yield Lab(cluster, name)
+def lab(served: Server) -> Iterator[Lab]:
+    with served.client() as cluster:
+        yield Lab(cluster, cluster_name(served.state_dir))
 
 
 def counted(steps: int) -> int:
+    print("begun", flush=True)
     for _ in range(steps):
         time.sleep(0.1)
     return steps
-
-
-class Adder:
-    def add(self, a: int, b: int) -> int:
-        return a + b
-
-
-def serve_adder() -> None:
-    from fluster import current_cluster
-
-    server = ActorServer(current_cluster())
-    server.register("adder", Adder())
-    server.serve()
-
-
-def ask_adder() -> tuple[int, str]:
-    from fluster import current_cluster
-
-    pool = ClusterResolver(current_cluster()).lookup("adder")
-    pool.wait_for_size(1, timeout=60.0)
-    return pool.call().add(2, 3), pool.endpoints[0].address
 
 
 def request(name: str, entrypoint: Entrypoint) -> JobRequest:
@@ -128,8 +97,8 @@ def request(name: str, entrypoint: Entrypoint) -> JobRequest:
 
 
 def test_a_job_in_one_container_calls_an_actor_in_another_and_both_come_and_go_with_demand(lab: Lab) -> None:
-    server = lab.cluster.submit(request("server", Entrypoint.from_callable(serve_adder)))
-    caller = lab.cluster.submit(request("caller", Entrypoint.from_callable(ask_adder)))
+    server = lab.cluster.submit(request("server", Entrypoint.from_callable(programs.serve_adder)))
+    caller = lab.cluster.submit(request("caller", Entrypoint.from_callable(programs.ask_adder)))
     answer, address = caller.result(timeout=WITHIN_S)
     assert answer == 5
     assert address.startswith("198.1")
@@ -140,40 +109,27 @@ def test_a_job_in_one_container_calls_an_actor_in_another_and_both_come_and_go_w
     assert lab.cluster.workers() == [] or all(worker.status == "gone" for worker in lab.cluster.workers())
 
 
-def test_a_container_killed_at_work_costs_no_job_and_each_task_counts_once(lab: Lab) -> None:
-    job = lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 30)))
-    lab.engine(lambda engine: engine.signal(lab.container_of(job.job_id), "SIGKILL"))
-    assert job.result(timeout=WITHIN_S) == 30
-    assert job.info().tasks[0].attempt == 2
-    kinds = [event.kind for event in lab.cluster.events(job.job_id)]
-    assert kinds.count("JobSucceeded") == 1
-
-
-def test_a_container_paused_beyond_its_lease_is_given_back_and_its_work_done_once_elsewhere(lab: Lab) -> None:
-    job = lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 30)))
-    name = lab.container_of(job.job_id)
-    lab.engine(lambda engine: engine._json("POST", f"/containers/{name}/pause"))
-    assert job.result(timeout=WITHIN_S) == 30
-    assert job.info().tasks[0].attempt == 2
-    wait_until(lambda: f"/{name}" not in [each["Names"][0] for each in lab.containers()], "it is given back", WITHIN_S)
-
-
-def test_a_container_cut_from_the_network_for_a_moment_goes_on(lab: Lab) -> None:
-    job = lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 50)))
-    name, network = lab.container_of(job.job_id), f"fluster-{lab.name}"
-    with contextlib.ExitStack() as cut:
-        lab.engine(lambda engine: engine.disconnect(network, name))
-        cut.callback(lab.engine, lambda engine: engine.connect(network, name))
-        time.sleep(2.0)  # shorter than it takes to be given back
-    assert job.result(timeout=WITHIN_S) == 50
-    assert job.info().tasks[0].attempt == 1
+def test_what_containers_do_that_are_killed_paused_or_cut_off_is_done_once_all_the_same(lab: Lab) -> None:
+    jobs = [lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 40))) for _ in range(3)]
+    killed, paused, cut = (lab.container_of(job.job_id) for job in jobs)
+    assert len({killed, paused, cut}) == 3
+    lab.engine(lambda engine: engine.signal(killed, "SIGKILL"))
+    lab.engine(lambda engine: engine._json("POST", f"/containers/{paused}/pause"))
+    with lab.cut_off(cut):
+        time.sleep(1.0)  # shorter than it takes for a machine to be given back
+    assert [job.result(timeout=WITHIN_S) for job in jobs] == [40, 40, 40]
+    assert [job.info().tasks[0].attempt for job in jobs] == [2, 2, 1]
+    for job in jobs:
+        kinds = [event.kind for event in lab.cluster.events(job.job_id)]
+        assert kinds.count("TaskSucceeded") == kinds.count("JobSucceeded") == 1
+    wait_until(lambda: not {f"/{killed}", f"/{paused}"} & lab.names(), "both are given back", WITHIN_S)
 
 
 @pytest.mark.timeout(300)
 def test_two_hundred_jobs_through_four_containers_leave_no_container_or_volume(lab: Lab) -> None:
     small = ResourceConfig.with_cpu(cpu=0.1, memory="20MB")
     jobs = lab.cluster.launch_group(
-        [JobRequest(f"j{number}", Entrypoint.from_command("sleep", "0.3"), small) for number in range(200)]
+        [JobRequest(f"j{number}", Entrypoint.from_command("sleep", "0.2"), small) for number in range(200)]
     )
     wait_until(lambda: len(lab.containers()) == 4, "four machines are there", WITHIN_S)
     assert all(each["Mounts"] == [] for each in lab.containers())
@@ -181,12 +137,6 @@ def test_two_hundred_jobs_through_four_containers_leave_no_container_or_volume(l
     assert [info.status for info in ended] == [JobStatus.SUCCEEDED] * 200
     assert len({info.tasks[0].worker_id for info in ended}) == 4
     wait_until(lambda: lab.containers() == [], "idle machines are given back", WITHIN_S)
-
-
-@pytest.fixture(scope="module")
-def local_cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(cpu=2, memory="2GB") as cluster:
-        yield cluster
 
 
 def in_image(image: str, entrypoint: Entrypoint, name: str = "contained") -> JobRequest:
@@ -199,23 +149,22 @@ def where() -> tuple[str, bool, str]:
     return os.environ["GREETING"], os.path.exists("/.dockerenv"), current_cluster().namespace
 
 
+@pytest.mark.here
 def test_jobs_run_in_the_image_they_ask_for_and_reach_their_cluster_from_there(
-    local_cluster: LocalCluster, docker_image: str
+    cluster: Cluster, docker_image: str
 ) -> None:
-    called = local_cluster.submit(in_image(docker_image, Entrypoint.from_callable(where)))
-    printed = local_cluster.submit(
-        in_image(docker_image, Entrypoint.from_command("sh", "-c", "echo $GREETING; id -un"))
-    )
+    called = cluster.submit(in_image(docker_image, Entrypoint.from_callable(where)))
+    printed = cluster.submit(in_image(docker_image, Entrypoint.from_command("sh", "-c", "echo $GREETING; id -un")))
     assert called.result(timeout=WITHIN_S) == ("hello", True, "default")
     printed.result(timeout=WITHIN_S)
-    assert [line.data for line in printed.logs() if line.stream == "stdout"] == ["hello", "nobody"]
-    (told,) = [line.data for line in printed.logs() if "is sha256:" in line.data]
-    assert told.startswith(f"fluster: image {docker_image} is sha256:")
-    local_cluster._rpc.close_idle()
+    assert [line.data for line in printed.logs()] == ["hello", "nobody"]
+    (told,) = [event.message for event in cluster.events(printed.job_id) if event.kind == "TaskStarted"]
+    assert f"image {docker_image} is sha256:" in told
 
 
-def test_an_image_that_is_nowhere_fails_the_build_in_the_registrys_words(local_cluster: LocalCluster) -> None:
-    job = local_cluster.submit(
+@pytest.mark.here
+def test_an_image_that_is_nowhere_fails_the_build_in_the_registrys_words(cluster: Cluster) -> None:
+    job = cluster.submit(
         JobRequest(
             "nowhere",
             Entrypoint.from_command("true"),
@@ -227,4 +176,27 @@ def test_an_image_that_is_nowhere_fails_the_build_in_the_registrys_words(local_c
     info = job.wait(timeout=WITHIN_S)
     assert info.cause == "build_failed"
     assert "image 'localhost:1/no/such:1' cannot be pulled" in str(info.error_message)
-    local_cluster._rpc.close_idle()
+
+
+@pytest.mark.here
+def test_a_container_killed_under_its_job_is_a_failure_and_one_that_was_paused_goes_on(
+    cluster: Cluster, docker_image: str
+) -> None:
+    retry = RetryPolicy(max_failures=1, max_preemptions=0, backoff_s=0.1)
+    request = replace(in_image(docker_image, Entrypoint.from_callable(counted, 30)), retry=retry)
+    killed, paused = cluster.submit(request), cluster.submit(request)
+    engine = Engine()
+
+    async def strike(job: Job, *orders: str) -> None:
+        (found,) = await engine.containers({labels.ATTEMPT: f"{job.job_id}.0.1"})
+        for order in orders:
+            await engine._json("POST", f"/containers/{found['Id']}/{order}")
+            await asyncio.sleep(0.5)
+
+    for job, orders in ((killed, ("kill",)), (paused, ("pause", "unpause"))):
+        assert next(job.logs(follow=True)).data == "begun"
+        asyncio.run(strike(job, *orders))
+    assert (killed.result(timeout=WITHIN_S), paused.result(timeout=WITHIN_S)) == (30, 30)
+    assert [job.info().tasks[0].attempt for job in (killed, paused)] == [2, 1]
+    (message,) = [event.message for event in cluster.events(killed.job_id) if event.kind == "TaskRetried"]
+    assert "(signal)" in message

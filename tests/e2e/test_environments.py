@@ -147,6 +147,64 @@ def test_an_environment_is_built_once_then_found_and_says_so(cluster: LocalClust
     assert " was there" in started_with(cluster, again.job_id)
 
 
+@pytest.mark.docker
+def test_packages_are_found_in_a_container_by_functions_commands_and_those_of_a_notebook(
+    cluster: LocalCluster, docker_image: str
+) -> None:
+    environment = with_packages("moo==1.0", docker_image=docker_image)
+
+    def work() -> tuple[str, bool]:
+        import moo
+
+        return moo.say(), os.path.exists("/.dockerenv")
+
+    job = cluster.submit(JobRequest("f", Entrypoint.from_callable(work), SMALL, environment))
+    assert job.result(timeout=WITHIN_S) == ("moo 1.0", True)
+    told = started_with(cluster, job.job_id)
+    assert re.search(rf"image {docker_image} is sha256:\w+; environment \w+ (was there|built in)", told), told
+    command = Entrypoint.from_command("python3", "-c", "import moo; print(moo.say())")
+    assert said(cluster, JobRequest("c", command, SMALL, environment)) == "moo 1.0"
+    notebook = NOTEBOOK.format(address=cluster.address, image=docker_image)
+    variables = {**os.environ, "FLUSTER_TOKEN": read_token_file(cluster._daemon.token_file)}
+    ran = subprocess.run(
+        [sys.executable, "-"], input=notebook, env=variables, capture_output=True, text=True, timeout=WITHIN_S
+    )
+    assert ran.stdout == "moo 1.0 there\n", ran.stderr
+
+
+# Functions of a __main__ without a file, called while an event loop runs.
+NOTEBOOK = """
+import asyncio
+from fluster import Cluster, Entrypoint, EnvironmentConfig, JobRequest, ResourceConfig
+
+where = "there"
+
+def speak():
+    import moo
+    return moo.say() + " " + where
+
+async def cell():
+    environment = EnvironmentConfig(pip_packages=["moo==1.0"], docker_image={image!r})
+    with Cluster({address!r}) as cluster:
+        small = ResourceConfig.with_cpu(cpu=0.1, memory="200MB")
+        request = JobRequest("cell", Entrypoint.from_callable(speak), small, environment)
+        print(await cluster.submit(request))
+
+asyncio.run(cell())
+"""
+
+
+@pytest.mark.docker
+def test_a_python_that_an_image_does_not_have_is_refused_before_anything_runs(
+    cluster: LocalCluster, docker_image: str
+) -> None:
+    environment = EnvironmentConfig(docker_image=docker_image, python="3.9")
+    for entrypoint in (Entrypoint.from_callable(os.getpid), Entrypoint.from_command("true")):
+        info = failed(cluster, JobRequest("old", entrypoint, SMALL, environment))
+        assert (info.cause, info.tasks[0].attempt) == (Cause.BUILD_FAILED, 1)
+        assert f"image '{docker_image}' has no interpreter 'python3.9'" in (info.error_message or "")
+
+
 def test_the_second_function_of_an_environment_is_forked_warm(cluster: LocalCluster) -> None:
     def parent() -> str:
         import os

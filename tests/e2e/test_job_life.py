@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from fluster import (
     JobFailed,
     JobRequest,
     JobStatus,
-    LocalCluster,
     ResourceConfig,
     RetryPolicy,
     TaskState,
@@ -29,10 +27,11 @@ def command(*argv: str, **options: object) -> JobRequest:
 
 
 def python(code: str, **options: object) -> JobRequest:
-    return command(sys.executable, "-c", code, **options)
+    return command("python3", "-c", code, **options)
 
 
-def test_local_cluster_job_launch_end_to_end(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_local_cluster_job_launch_end_to_end(cluster: Cluster) -> None:
     def my_task() -> int:
         return 42
 
@@ -46,7 +45,8 @@ def test_local_cluster_job_launch_end_to_end(cluster: LocalCluster) -> None:
     assert cluster.result(job_id) == 42
 
 
-def test_job_failure_propagates_type_text_and_remote_traceback(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_job_failure_propagates_type_text_and_remote_traceback(cluster: Cluster) -> None:
     def failing_task() -> None:
         raise ValueError("intentional failure")
 
@@ -65,7 +65,8 @@ def test_job_failure_propagates_type_text_and_remote_traceback(cluster: LocalClu
         cluster.wait(job.job_id, raise_on_failure=True)
 
 
-def test_a_command_that_fails_says_its_exit_code_and_its_last_lines(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_command_that_fails_says_its_exit_code_and_its_last_lines(cluster: Cluster) -> None:
     info = cluster.wait(cluster.launch(command("sh", "-c", "echo one; echo two >&2; exit 7")), timeout=30)
 
     assert (info.status, info.cause, info.exit_code) == (JobStatus.FAILED, Cause.EXIT, 7)
@@ -75,14 +76,15 @@ def test_a_command_that_fails_says_its_exit_code_and_its_last_lines(cluster: Loc
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGKILL, "SIGKILL")])
-def test_a_signal_is_named(cluster: LocalCluster, number: int, name: str) -> None:
+def test_a_signal_is_named(cluster: Cluster, number: int, name: str) -> None:
     info = cluster.wait(cluster.launch(python(f"import os; os.kill(os.getpid(), {int(number)})")), timeout=30)
 
     assert (info.cause, info.exit_code) == (Cause.SIGNAL, 128 + number)
     assert name in (info.error_message or "")
 
 
-def test_memory_past_its_limit_is_out_of_memory_with_limit_and_peak(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_memory_past_its_limit_is_out_of_memory_with_limit_and_peak(cluster: Cluster) -> None:
     code = "b = []\nwhile True: b.append(bytearray(10_000_000))"
     info = cluster.wait(cluster.launch(python(code)), timeout=30)
 
@@ -90,7 +92,7 @@ def test_memory_past_its_limit_is_out_of_memory_with_limit_and_peak(cluster: Loc
     assert "200" in (info.error_message or "")
 
 
-def test_a_time_limit_ends_the_attempt_and_is_not_retried(cluster: LocalCluster) -> None:
+def test_a_time_limit_ends_the_attempt_and_is_not_retried(cluster: Cluster) -> None:
     request = python("import time; time.sleep(60)", timeout_s=0.3, retry=RetryPolicy(max_failures=5))
     info = cluster.wait(cluster.launch(request), timeout=30)
 
@@ -98,14 +100,16 @@ def test_a_time_limit_ends_the_attempt_and_is_not_retried(cluster: LocalCluster)
     assert info.tasks[0].attempt == 1
 
 
-def test_a_missing_command_is_said_to_be_missing(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_missing_command_is_said_to_be_missing(cluster: Cluster) -> None:
     info = cluster.wait(cluster.launch(command("no-such-program")), timeout=30)
 
     assert (info.cause, info.exit_code) == (Cause.START_FAILED, 127)
     assert "no-such-program" in (info.error_message or "")
 
 
-def test_a_failed_attempt_is_retried_within_its_budget(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_a_failed_attempt_is_retried_within_its_budget(cluster: Cluster, tmp_path: Path) -> None:
     def third_time_lucky(marker: Path) -> int:
         with marker.open("a") as file:
             file.write("x")
@@ -121,7 +125,8 @@ def test_a_failed_attempt_is_retried_within_its_budget(cluster: LocalCluster, tm
     assert cluster.poll(job_id).tasks[0].attempt == 3
 
 
-def test_a_gang_starts_together_with_ranks_and_one_port(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_gang_starts_together_with_ranks_and_one_port(cluster: Cluster) -> None:
     def world() -> tuple[str, ...]:
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FLUSTER_TASK_INDEX", "FLUSTER_NUM_TASKS")
         return tuple(os.environ[name] for name in names)
@@ -135,7 +140,7 @@ def test_a_gang_starts_together_with_ranks_and_one_port(cluster: LocalCluster) -
     assert len({each[2:4] for each in worlds}) == 1
 
 
-def test_a_gang_fails_together(cluster: LocalCluster) -> None:
+def test_a_gang_fails_together(cluster: Cluster) -> None:
     def one_fails() -> None:
         if os.environ["RANK"] == "1":
             raise RuntimeError("rank 1 broke")
@@ -150,7 +155,8 @@ def test_a_gang_fails_together(cluster: LocalCluster) -> None:
     assert info.tasks[0].cause is Cause.TERMINATED
 
 
-def test_terminate_stops_the_job_with_its_descendants(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_terminate_stops_the_job_with_its_descendants(cluster: Cluster) -> None:
     def parent() -> None:
         from fluster import current_cluster
 
@@ -169,13 +175,14 @@ def test_terminate_stops_the_job_with_its_descendants(cluster: LocalCluster) -> 
     cluster.terminate(job.job_id)
 
 
-def test_the_same_request_id_gives_the_same_job(cluster: LocalCluster) -> None:
+def test_the_same_request_id_gives_the_same_job(cluster: Cluster) -> None:
     request = JobRequest("once", Entrypoint.from_command("true"), SMALL, request_id="the-same")
 
     assert cluster.launch(request) == cluster.launch(request)
 
 
-def test_logs_are_complete_in_order_and_can_be_searched(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_logs_are_complete_in_order_and_can_be_searched(cluster: Cluster) -> None:
     code = "import sys\nfor i in range(1000): print('line', i)\nprint('oops', file=sys.stderr)"
     job_id = cluster.launch(python(code))
     cluster.wait(job_id, timeout=30)
@@ -186,7 +193,8 @@ def test_logs_are_complete_in_order_and_can_be_searched(cluster: LocalCluster) -
     assert [line.data for line in cluster.logs(job_id) if line.stream == "stderr"] == ["oops"]
 
 
-def test_following_logs_shows_lines_while_the_job_runs_and_ends_with_it(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_following_logs_shows_lines_while_the_job_runs_and_ends_with_it(cluster: Cluster, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     job_id = cluster.launch(python(f"print('before', flush=True); open({str(gate)!r}).read(); print('after')"))
@@ -199,7 +207,7 @@ def test_following_logs_shows_lines_while_the_job_runs_and_ends_with_it(cluster:
     assert cluster.wait(job_id, timeout=30).status is JobStatus.SUCCEEDED
 
 
-def test_a_job_that_cannot_be_placed_says_why_with_numbers(cluster: LocalCluster) -> None:
+def test_a_job_that_cannot_be_placed_says_why_with_numbers(cluster: Cluster) -> None:
     request = command("true", resources=ResourceConfig.with_cpu(cpu=1000))
     job_id = cluster.launch(request)
     try:
@@ -213,7 +221,7 @@ def test_a_job_that_cannot_be_placed_says_why_with_numbers(cluster: LocalCluster
     assert cluster.wait(job_id, timeout=10).status is JobStatus.STOPPED
 
 
-def test_a_job_that_waits_too_long_for_room_fails_as_unschedulable(cluster: LocalCluster) -> None:
+def test_a_job_that_waits_too_long_for_room_fails_as_unschedulable(cluster: Cluster) -> None:
     request = command("true", resources=ResourceConfig.with_cpu(cpu=1000), scheduling_timeout_s=0.2)
     info = cluster.wait(cluster.launch(request), timeout=30)
 
@@ -221,7 +229,8 @@ def test_a_job_that_waits_too_long_for_room_fails_as_unschedulable(cluster: Loca
     assert "1000 cpu" in (info.error_message or "")
 
 
-def test_a_large_argument_and_a_large_result_travel_as_blobs(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_large_argument_and_a_large_result_travel_as_blobs(cluster: Cluster) -> None:
     def double(data: bytes) -> bytes:
         return data * 2
 
@@ -231,7 +240,7 @@ def test_a_large_argument_and_a_large_result_travel_as_blobs(cluster: LocalClust
     assert job.result(timeout=60) == data * 2
 
 
-def test_what_cannot_be_pickled_fails_at_launch_and_is_named(cluster: LocalCluster) -> None:
+def test_what_cannot_be_pickled_fails_at_launch_and_is_named(cluster: Cluster) -> None:
     import threading
 
     lock = threading.Lock()
@@ -243,24 +252,27 @@ def test_what_cannot_be_pickled_fails_at_launch_and_is_named(cluster: LocalClust
         cluster.submit(uses_lock)
 
 
-def test_endpoint_registration_and_lookup_ends_with_the_job(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_endpoint_registration_and_lookup_ends_with_the_job(cluster: Cluster) -> None:
     def serve() -> None:
         from fluster import current_cluster
 
-        current_cluster().register_endpoint("service", "127.0.0.1:1234", metadata={"a": "b"})
+        here = os.environ["FLUSTER_ADVERTISE_HOST"]
+        current_cluster().register_endpoint("service", f"{here}:1234", metadata={"a": "b"})
         print("registered", flush=True)
         time.sleep(60)
 
     job = cluster.submit(JobRequest("server", Entrypoint.from_callable(serve), SMALL))
     assert next(job.logs(follow=True)).data == "registered"
     endpoint = cluster.lookup_endpoints("service")[0]
-    assert (endpoint.job_id, endpoint.address, dict(endpoint.metadata)) == (job.job_id, "127.0.0.1:1234", {"a": "b"})
+    assert (endpoint.job_id, dict(endpoint.metadata)) == (job.job_id, {"a": "b"})
+    assert endpoint.address.endswith(":1234")
     cluster.terminate(job.job_id)
     job.wait(timeout=30)
     assert cluster.lookup_endpoints("service") == []
 
 
-def test_the_journal_tells_a_jobs_life(cluster: LocalCluster) -> None:
+def test_the_journal_tells_a_jobs_life(cluster: Cluster) -> None:
     job_id = cluster.launch(command("true"))
     cluster.wait(job_id, timeout=30)
 
@@ -269,7 +281,7 @@ def test_the_journal_tells_a_jobs_life(cluster: LocalCluster) -> None:
     assert kinds == ["JobLaunched", "TaskPlaced", "TaskStarted", "TaskSucceeded", "JobSucceeded"]
 
 
-def test_jobs_are_listed_newest_first_in_pages(cluster: LocalCluster) -> None:
+def test_jobs_are_listed_newest_first_in_pages(cluster: Cluster) -> None:
     name = f"listed-{os.getpid()}"
     job_ids = [cluster.launch(JobRequest(name, Entrypoint.from_command("true"), SMALL)) for _ in range(5)]
     cluster.wait(job_ids, timeout=30)
@@ -279,7 +291,7 @@ def test_jobs_are_listed_newest_first_in_pages(cluster: LocalCluster) -> None:
     assert cluster.list_jobs(name_prefix=name, status=JobStatus.FAILED) == []
 
 
-def test_a_cluster_without_its_token_is_closed(cluster: LocalCluster) -> None:
+def test_a_cluster_without_its_token_is_closed(cluster: Cluster) -> None:
     from fluster import NotPermitted
 
     with Cluster(cluster.address, token="fla_" + "0" * 64) as stranger, pytest.raises(NotPermitted):

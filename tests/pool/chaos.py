@@ -17,11 +17,11 @@ import time
 
 from tests.pool.functions import square_slowly, until
 
-from fluster import LocalCluster, ResourceConfig
+from fluster import Cluster, LocalCluster, ResourceConfig
 from fluster.pool import PoolStats, WorkerPool
 
 
-def run(cluster: LocalCluster, *, tasks: int, workers: int, every_s: float, kills: int | None = None) -> PoolStats:
+def run(cluster: Cluster, *, tasks: int, workers: int, every_s: float, kills: int | None = None) -> PoolStats:
     """All results are right, no task fails, no more is charged than was killed, and the pool is back at its size."""
     over = threading.Event()
     killed: list[int] = []

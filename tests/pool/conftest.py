@@ -1,30 +1,17 @@
-"""One cluster for all tests of pools, and one pool for those that leave its workers alone."""
+"""One pool for all tests that leave its workers alone."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from fluster import LocalCluster, ResourceConfig
+from fluster import Cluster, ResourceConfig
 from fluster.pool import WorkerPool, fleet
 
 SMALL = ResourceConfig.with_cpu(cpu=0.1, memory="100MB")
 
 
-@pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(cpu=4, memory="8GB") as cluster:
-        assert cluster.submit(int, 1).result(timeout=30) == 1
-        yield cluster
-
-
-@pytest.fixture
-def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
-    yield shared_cluster
-    shared_cluster._rpc.close_idle()  # kept for the next call: what a test left open would not be told from them
-
-
 @pytest.fixture(scope="module")
-def shared_pool(shared_cluster: LocalCluster) -> Iterator[WorkerPool]:
+def shared_pool(shared_cluster: Cluster) -> Iterator[WorkerPool]:
     # What the pool asks of its cluster now and then would open a connection in the middle of some test.
     with pytest.MonkeyPatch.context() as patch, WorkerPool(shared_cluster, 2, SMALL) as pool:
         patch.setattr(fleet, "_POLL_RUNNING_S", 3_600.0)
@@ -34,12 +21,12 @@ def shared_pool(shared_cluster: LocalCluster) -> Iterator[WorkerPool]:
 
 
 @pytest.fixture
-def pool(shared_pool: WorkerPool, cluster: LocalCluster) -> WorkerPool:
+def pool(shared_pool: WorkerPool, cluster: Cluster) -> WorkerPool:
     return shared_pool
 
 
 @pytest.fixture
-def pair(cluster: LocalCluster) -> Iterator[WorkerPool]:
+def pair(cluster: Cluster) -> Iterator[WorkerPool]:
     """A pool of two of the test's own."""
     with WorkerPool(cluster, 2, SMALL) as pool:
         pool.wait_for_workers(timeout=30)

@@ -12,8 +12,10 @@ from tests.pool import functions
 from tests.pool.conftest import SMALL
 from tests.pool.functions import add, square, until
 
-from fluster import LocalCluster
+from fluster import Cluster
 from fluster.pool import PoolStats, WorkerPool
+
+pytestmark = pytest.mark.everywhere
 
 
 class Counter:
@@ -30,6 +32,7 @@ class Counter:
         return self.taken - 1
 
 
+@pytest.mark.everywhere("at length")
 def test_results_come_in_order_and_items_are_taken_as_they_are_needed(pool: WorkerPool) -> None:
     numbers = Counter()
     stream = pool.imap(square, numbers, max_in_flight=16)
@@ -41,6 +44,7 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(pool: Work
     assert list(stream) == []
 
 
+@pytest.mark.everywhere("at length")
 def test_the_default_window_is_bounded_too(pool: WorkerPool) -> None:
     numbers = Counter()
     with pool.imap(square, numbers) as stream:
@@ -48,6 +52,7 @@ def test_the_default_window_is_bounded_too(pool: WorkerPool) -> None:
         assert numbers.taken < 20_000 + 4 * 2 * 2_048 + 1
 
 
+@pytest.mark.everywhere("at length")
 def test_memory_stays_as_it_is_over_many_items(pool: WorkerPool) -> None:
     with pool.imap(square, itertools.count(), max_in_flight=64) as stream:
         sum(itertools.islice(stream, 3_000))
@@ -58,6 +63,7 @@ def test_memory_stays_as_it_is_over_many_items(pool: WorkerPool) -> None:
         assert len(gc.get_objects()) - before < 2_000
 
 
+@pytest.mark.here
 def test_unordered_results_come_as_soon_as_they_are_there(pool: WorkerPool, tmp_path: Path) -> None:
     go = tmp_path / "go"
     items = [str(go), *[""] * 5]
@@ -104,6 +110,7 @@ def test_what_the_items_raise_comes_behind_the_results_before_it(pool: WorkerPoo
 
 
 @pytest.mark.parametrize("how", ["close", "forget"])
+@pytest.mark.here
 def test_ending_a_stream_cancels_what_is_queued(pool: WorkerPool, tmp_path: Path, how: str) -> None:
     blockers = [pool.submit(functions.wait_for, str(tmp_path / "go")) for _ in range(2)]
     until(lambda: all(blocker.running() for blocker in blockers))
@@ -136,6 +143,7 @@ def test_the_pool_as_an_executor(pool: WorkerPool) -> None:
     assert pool.submit(square, 5).result(timeout=8) == 25
 
 
+@pytest.mark.here
 def test_results_of_the_executor_have_a_limit(pool: WorkerPool, tmp_path: Path) -> None:
     executor = pool.as_executor()
     results = executor.map(functions.wait_for, [str(tmp_path / "go")], timeout=0.05)
@@ -145,7 +153,8 @@ def test_results_of_the_executor_have_a_limit(pool: WorkerPool, tmp_path: Path) 
     executor.shutdown()
 
 
-def test_the_numbers_of_a_pool_add_up(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_the_numbers_of_a_pool_add_up(cluster: Cluster, tmp_path: Path) -> None:
     with WorkerPool(cluster, 1, SMALL) as pool:
         pool.wait_for_workers(timeout=30)
         assert pool.stats() == PoolStats(1, 0, 0, 0, 0, 0, 0)
@@ -161,7 +170,7 @@ def test_the_numbers_of_a_pool_add_up(cluster: LocalCluster, tmp_path: Path) -> 
         assert pool.stats() == PoolStats(1, 0, 0, 2, 1, 0, 1)
 
 
-def test_progress_is_told_by_one_thread_and_at_the_end(cluster: LocalCluster) -> None:
+def test_progress_is_told_by_one_thread_and_at_the_end(cluster: Cluster) -> None:
     told: list[PoolStats] = []
     threads: set[int] = set()
 
@@ -180,12 +189,12 @@ def test_progress_is_told_by_one_thread_and_at_the_end(cluster: LocalCluster) ->
     assert [stats.finished for stats in told] == sorted(stats.finished for stats in told)
 
 
-def test_a_bar_given_instead_of_a_progress_hook_is_refused_with_the_cure(cluster: LocalCluster) -> None:
+def test_a_bar_given_instead_of_a_progress_hook_is_refused_with_the_cure(cluster: Cluster) -> None:
     with pytest.raises(ValueError, match=r"bar\.update"):
         WorkerPool(cluster, 1, SMALL, progress=object())  # type: ignore[arg-type]
 
 
-def test_a_progress_hook_that_fails_harms_nothing(cluster: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_progress_hook_that_fails_harms_nothing(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     def tell(stats: PoolStats) -> None:
         raise LookupError("the hook's own")
 

@@ -12,16 +12,17 @@ from tests.pool import chaos, functions
 from tests.pool.conftest import SMALL
 from tests.pool.functions import pid, square, until
 
-from fluster import Cause, EnvironmentConfig, JobFailed, JobStatus, LocalCluster, ResourceConfig
+from fluster import Cause, Cluster, EnvironmentConfig, JobFailed, JobStatus, LocalCluster, ResourceConfig
 from fluster.pool import WorkerPool
 from fluster.pool import executor as executor_module
 
 
-def jobs_of(cluster: LocalCluster, prefix: str) -> list[JobStatus]:
+def jobs_of(cluster: Cluster, prefix: str) -> list[JobStatus]:
     return [job.status for job in cluster.list_jobs(name_prefix=prefix)]
 
 
-def test_workers_are_jobs_of_one_task_that_end_with_the_pool(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_workers_are_jobs_of_one_task_that_end_with_the_pool(cluster: Cluster) -> None:
     with WorkerPool(cluster, 2, SMALL, name_prefix="mine") as pool:
         pool.wait_for_workers(timeout=30)
         jobs = cluster.list_jobs(name_prefix="mine-")
@@ -30,12 +31,13 @@ def test_workers_are_jobs_of_one_task_that_end_with_the_pool(cluster: LocalClust
     assert all(status.finished() for status in jobs_of(cluster, "mine-"))
 
 
-def test_tasks_submitted_before_workers_are_there_wait(cluster: LocalCluster) -> None:
+def test_tasks_submitted_before_workers_are_there_wait(cluster: Cluster) -> None:
     with WorkerPool(cluster, 1, SMALL) as pool:
         assert [future.result(timeout=9) for future in pool.map(square, range(5))] == [0, 1, 4, 9, 16]
 
 
-def test_a_worker_that_exits_is_what_its_task_gets(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_worker_that_exits_is_what_its_task_gets(cluster: Cluster) -> None:
     with WorkerPool(cluster, 2, SMALL, max_retries=1) as pool:
         pool.wait_for_workers(timeout=30)
         doomed = pool.submit(functions.die, 17)
@@ -49,7 +51,7 @@ def test_a_worker_that_exits_is_what_its_task_gets(cluster: LocalCluster) -> Non
         assert (pool.stats().failed, pool.stats().retried) == (1, 1)
 
 
-def test_a_task_that_is_killed_without_retries_fails_with_the_signal(cluster: LocalCluster) -> None:
+def test_a_task_that_is_killed_without_retries_fails_with_the_signal(cluster: Cluster) -> None:
     with WorkerPool(cluster, 1, SMALL, max_retries=0) as pool:
         with pytest.raises(JobFailed) as caught:
             pool.submit(functions.kill_itself).result(timeout=9)
@@ -57,12 +59,14 @@ def test_a_task_that_is_killed_without_retries_fails_with_the_signal(cluster: Lo
         assert pool.submit(square, 3).result(timeout=9) == 9
 
 
-def test_a_task_whose_workers_die_is_tried_again(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_a_task_whose_workers_die_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     with WorkerPool(cluster, 2, SMALL, max_retries=2) as pool:
         assert pool.submit(functions.die_the_first_times, str(tmp_path / "runs"), 2).result(timeout=9) == 3
         assert pool.stats().retried == 2
 
 
+@pytest.mark.here
 def test_only_the_task_that_ran_is_charged_and_a_new_worker_comes(pair: WorkerPool, tmp_path: Path) -> None:
     begun, go = [str(tmp_path / name) for name in ("begun0", "begun1")], str(tmp_path / "go")
     running = [pair.submit(functions.begin_and_wait, path, go) for path in begun]
@@ -82,7 +86,7 @@ def test_only_the_task_that_ran_is_charged_and_a_new_worker_comes(pair: WorkerPo
     assert {worker.pid for worker in pair._dispatcher.workers} > {victims[1]}
 
 
-def test_of_many_tasks_that_travel_together_only_the_deadly_one_fails(cluster: LocalCluster) -> None:
+def test_of_many_tasks_that_travel_together_only_the_deadly_one_fails(cluster: Cluster) -> None:
     with WorkerPool(cluster, 2, SMALL, max_retries=0) as pool:
         for future in pool.starmap(functions.square_or_die, [(x, -1) for x in range(500)]):
             future.result(timeout=9)
@@ -95,11 +99,13 @@ def test_of_many_tasks_that_travel_together_only_the_deadly_one_fails(cluster: L
         ]
 
 
-def test_all_results_are_right_while_workers_are_killed(cluster: LocalCluster) -> None:
+@pytest.mark.here
+def test_all_results_are_right_while_workers_are_killed(cluster: Cluster) -> None:
     chaos.run(cluster, tasks=2_000, workers=3, every_s=0.2, kills=6)
 
 
-def test_a_worker_whose_job_is_stopped_by_somebody_is_replaced(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_a_worker_whose_job_is_stopped_by_somebody_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
     with WorkerPool(cluster, 1, SMALL, name_prefix="stopped") as pool:
         future = pool.submit(functions.begin_and_wait, str(tmp_path / "begun"), str(tmp_path / "go"))
         until((tmp_path / "begun").exists)
@@ -132,7 +138,7 @@ def test_a_forked_child_cannot_use_the_pool_and_harms_nothing(pool: WorkerPool) 
     assert pool.submit(square, 4).result(timeout=8) == 16
 
 
-def test_two_pools_of_one_prefix_share_no_workers(cluster: LocalCluster) -> None:
+def test_two_pools_of_one_prefix_share_no_workers(cluster: Cluster) -> None:
     with (
         WorkerPool(cluster, 1, SMALL, name_prefix="same") as one,
         WorkerPool(cluster, 1, SMALL, name_prefix="same") as two,
@@ -145,13 +151,13 @@ def test_two_pools_of_one_prefix_share_no_workers(cluster: LocalCluster) -> None
         )
 
 
-def test_workers_that_are_not_there_in_time_are_told_of_with_what_they_wait_for(cluster: LocalCluster) -> None:
+def test_workers_that_are_not_there_in_time_are_told_of_with_what_they_wait_for(cluster: Cluster) -> None:
     pool = WorkerPool(cluster, 1, ResourceConfig.with_cpu(cpu=500, memory="1GB"))
     with pool, pytest.raises(TimeoutError, match=r"(?s)0 of 1 workers.*500 cpu needed"):
         pool.wait_for_workers(timeout=0.5)
 
 
-def test_a_pool_whose_workers_never_start_gives_up_with_the_cause(cluster: LocalCluster) -> None:
+def test_a_pool_whose_workers_never_start_gives_up_with_the_cause(cluster: Cluster) -> None:
     broken = EnvironmentConfig(env_vars={"PYTHONHOME": "/nowhere"})
     with WorkerPool(cluster, 1, SMALL, broken) as pool:
         future = pool.submit(square, 2)
@@ -163,7 +169,8 @@ def test_a_pool_whose_workers_never_start_gives_up_with_the_cause(cluster: Local
             pool.submit(square, 2).result(timeout=8)
 
 
-def test_a_pool_grows(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_a_pool_grows(cluster: Cluster, tmp_path: Path) -> None:
     with WorkerPool(cluster, 1, SMALL) as pool:
         pool.wait_for_workers(timeout=30)
         futures = [pool.submit(functions.meet, str(tmp_path), name, 3) for name in "abc"]
@@ -172,7 +179,8 @@ def test_a_pool_grows(cluster: LocalCluster, tmp_path: Path) -> None:
         assert pool.size == 3
 
 
-def test_a_pool_shrinks_and_what_runs_is_finished(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_a_pool_shrinks_and_what_runs_is_finished(cluster: Cluster, tmp_path: Path) -> None:
     with WorkerPool(cluster, 3, SMALL, name_prefix="shrinks") as pool:
         pool.wait_for_workers(timeout=30)
         running = pool.submit(functions.begin_and_wait, str(tmp_path / "begun"), str(tmp_path / "go"))
@@ -190,7 +198,7 @@ def test_a_pool_shrinks_and_what_runs_is_finished(cluster: LocalCluster, tmp_pat
         assert pool.stats().retried == 0
 
 
-def test_shutting_down_lets_tasks_come_to_their_end_and_takes_no_more(cluster: LocalCluster) -> None:
+def test_shutting_down_lets_tasks_come_to_their_end_and_takes_no_more(cluster: Cluster) -> None:
     pool = WorkerPool(cluster, 1, SMALL)
     futures = pool.map(square, range(1_000))
     pool.shutdown()
@@ -207,7 +215,8 @@ def test_shutting_down_lets_tasks_come_to_their_end_and_takes_no_more(cluster: L
     pool.shutdown()
 
 
-def test_shutting_down_may_cancel_what_is_queued(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.here
+def test_shutting_down_may_cancel_what_is_queued(cluster: Cluster, tmp_path: Path) -> None:
     pool = WorkerPool(cluster, 1, SMALL)
     running = pool.submit(functions.begin_and_wait, str(tmp_path / "begun"), str(tmp_path / "go"))
     queued = pool.map(square, range(10))
@@ -230,7 +239,7 @@ def test_a_pool_may_outlive_its_cluster_and_its_futures_fail(tmp_path: Path) -> 
         pool.submit(square, 1)
 
 
-def test_a_block_that_raises_does_not_wait_for_what_is_queued(cluster: LocalCluster) -> None:
+def test_a_block_that_raises_does_not_wait_for_what_is_queued(cluster: Cluster) -> None:
     futures = []
 
     def fail() -> None:
@@ -243,14 +252,15 @@ def test_a_block_that_raises_does_not_wait_for_what_is_queued(cluster: LocalClus
     assert futures[0].cancelled()
 
 
-def test_a_worker_whose_pool_is_gone_ends(cluster: LocalCluster) -> None:
+@pytest.mark.everywhere
+def test_a_worker_whose_pool_is_gone_ends(cluster: Cluster) -> None:
     job = cluster.submit(executor_module.run_worker, "nobody-looks-this-up", 1.0)
     info = job.wait(timeout=9)
     assert (info.status, info.exit_code) == (JobStatus.FAILED, 1)
     assert any("has not been heard of" in line.data for line in job.logs())
 
 
-def test_workers_that_are_only_starting_end_at_once_too(cluster: LocalCluster) -> None:
+def test_workers_that_are_only_starting_end_at_once_too(cluster: Cluster) -> None:
     began = time.monotonic()
     for pause_s in (0.0, 0.1, 0.2, 0.3, 0.4):
         with WorkerPool(cluster, 2, SMALL):
@@ -258,7 +268,7 @@ def test_workers_that_are_only_starting_end_at_once_too(cluster: LocalCluster) -
     assert time.monotonic() - began < 9  # nobody had to be killed, which takes 10 s
 
 
-def test_a_worker_is_one_process(cluster: LocalCluster) -> None:
+def test_a_worker_is_one_process(cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="num_workers"):
         WorkerPool(cluster, 1, ResourceConfig.with_cpu(replicas=2))
     for wrong in (0, -1, 1.5):

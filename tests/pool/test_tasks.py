@@ -20,10 +20,11 @@ from tests.pool.functions import add, on_main_thread, pid, square, until
 from fluster import ActorFuture, Cluster, LocalCluster, RemoteError, ResourceConfig
 from fluster.pool import WorkerPool
 
+pytestmark = pytest.mark.everywhere
 
-def test_worker_pool() -> None:
-    """Two workers with the default resources on a default cluster."""
-    cluster = LocalCluster()
+
+def test_worker_pool(cluster: Cluster) -> None:
+    """Two workers with the default resources."""
 
     def square(x: int) -> int:
         return x * x
@@ -37,7 +38,6 @@ def test_worker_pool() -> None:
     assert sorted(results) == [1, 4, 9, 16]
 
     pool.shutdown()
-    cluster.shutdown()
 
 
 def test_a_task_gets_its_arguments_and_gives_its_result(pool: WorkerPool) -> None:
@@ -97,6 +97,7 @@ def test_a_function_is_taken_as_it_is_when_submitted(pool: WorkerPool) -> None:
     assert (one.result(timeout=8), three.result(timeout=8)) == (7, 21)
 
 
+@pytest.mark.here
 def test_arguments_are_taken_as_they_are_when_submitted(pool: WorkerPool, tmp_path: Path) -> None:
     blockers = [pool.submit(functions.wait_for, str(tmp_path / "go")) for _ in range(2)]
     mutable = [1]
@@ -123,6 +124,7 @@ def test_a_function_of_many_items_is_pickled_once(pool: WorkerPool) -> None:
     assert len(pickled) == 1
 
 
+@pytest.mark.everywhere("at length")
 def test_more_functions_than_a_worker_keeps_still_work(pool: WorkerPool) -> None:
     functions = [functools.partial(add, number) for number in range(700)]
     for _ in range(2):
@@ -254,6 +256,7 @@ def test_futures_are_what_concurrent_futures_expects(pool: WorkerPool) -> None:
     assert (len(finished), len(rest)) == (2, 0)
 
 
+@pytest.mark.here
 def test_waiting_for_a_result_has_a_limit(pool: WorkerPool, tmp_path: Path) -> None:
     future = pool.submit(functions.wait_for, str(tmp_path / "go"), 3)
     with pytest.raises(TimeoutError):
@@ -264,6 +267,7 @@ def test_waiting_for_a_result_has_a_limit(pool: WorkerPool, tmp_path: Path) -> N
     assert future.result(timeout=8) == 3
 
 
+@pytest.mark.here
 def test_many_threads_may_wait_for_one_future(pool: WorkerPool, tmp_path: Path) -> None:
     future = pool.submit(functions.wait_for, str(tmp_path / "go"), 3)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
@@ -281,6 +285,7 @@ def test_many_threads_may_submit(pool: WorkerPool) -> None:
             assert results == [(base + n) ** 2 for n in range(200)]
 
 
+@pytest.mark.here
 def test_a_queued_task_can_be_cancelled_and_does_not_run(pool: WorkerPool, tmp_path: Path) -> None:
     before = pool.stats()
     blockers = [pool.submit(lambda: functions.wait_for(str(tmp_path / "go"))) for _ in range(2)]
@@ -300,6 +305,7 @@ def test_a_queued_task_can_be_cancelled_and_does_not_run(pool: WorkerPool, tmp_p
     assert pool.stats().cancelled == before.cancelled + 1
 
 
+@pytest.mark.here
 def test_a_cancelled_task_that_a_worker_has_not_begun_does_not_run(pair: WorkerPool, tmp_path: Path) -> None:
     def work(go: str, begun: str) -> int:
         if begun:
@@ -321,6 +327,7 @@ def test_a_cancelled_task_that_a_worker_has_not_begun_does_not_run(pair: WorkerP
     assert not (tmp_path / f"ran{waiting}").exists()
 
 
+@pytest.mark.here
 def test_a_finished_result_does_not_wait_for_a_long_task_behind_it(pool: WorkerPool, tmp_path: Path) -> None:
     """The function is known to be quick, so that many of its tasks travel together."""
 
@@ -339,6 +346,7 @@ def test_a_finished_result_does_not_wait_for_a_long_task_behind_it(pool: WorkerP
     assert futures[20].result(timeout=8) == "0"
 
 
+@pytest.mark.here
 def test_a_finished_result_does_not_wait_for_a_long_task_when_there_is_only_one_worker(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -356,6 +364,7 @@ def test_a_finished_result_does_not_wait_for_a_long_task_when_there_is_only_one_
         assert [future.result(timeout=8) for future in futures[20:]] == [0] * 21
 
 
+@pytest.mark.here
 def test_no_task_is_lost_or_run_twice_when_workers_give_tasks_back(pool: WorkerPool, tmp_path: Path) -> None:
     """Now and then a task takes long, so that what is behind it goes to another worker."""
 
@@ -370,17 +379,20 @@ def test_no_task_is_lost_or_run_twice_when_workers_give_tasks_back(pool: WorkerP
     assert [future.result(timeout=8) for future in futures] == list(range(2_000))
 
 
+@pytest.mark.here
 def test_tasks_spread_over_idle_workers(pool: WorkerPool, tmp_path: Path) -> None:
     futures = [pool.submit(functions.meet, str(tmp_path), name, 2) for name in "ab"]
     assert [future.result(timeout=8) for future in futures] == ["a", "b"]
 
 
+@pytest.mark.here
 def test_one_task_after_the_other_goes_round_the_workers(pool: WorkerPool) -> None:
     pids = [pool.submit(pid).result(timeout=8) for _ in range(6)]
     assert pids[0] != pids[1]
     assert pids == pids[:2] * 3
 
 
+@pytest.mark.here
 def test_modules_of_the_users_project_travel_by_value_to_a_cluster_elsewhere(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

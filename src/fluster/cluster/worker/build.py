@@ -68,13 +68,13 @@ async def build(folder: Folder, spec: AttemptSpec, notes: Notes, site: Site, say
     if (image := _image(environment, site)) is not None:
         spec, around = in_image.without_submitters_directory(spec), replace(around, base={})
         environment = spec.environment or EnvironmentSpec()
-        inside = await _look_into(image, environment, site, folder, is_callable=command is None)
+        inside = await _look_into(image, environment, site, say, is_callable=command is None)
     user = site.users.take(folder.uid)
     python = inside.builder if inside else await _interpreter(environment, site, user, is_callable=command is None)
     workspace = await _unpack_workspace(folder, environment, site, say)
     venv = await site.provision.environment(environment, python, workspace, folder.path, say)
-    if venv is not None:
-        say(venv.told)
+    if told := [each.told for each in (inside, venv) if each is not None]:
+        say("; ".join(told))
     if command is None:
         await _provide_entrypoint(folder, spec, site.delivery)
     if site.around.ca_file is not None:
@@ -139,12 +139,12 @@ def _image(environment: EnvironmentSpec, site: Site) -> str | None:
 
 
 async def _look_into(
-    image: str, environment: EnvironmentSpec, site: Site, folder: Folder, *, is_callable: bool
+    image: str, environment: EnvironmentSpec, site: Site, say: Say, *, is_callable: bool
 ) -> in_image.Inside:
     images = site.runtime.images
     assert images is not None
     try:
-        return await in_image.look_into(image, environment, images, folder.path, is_callable=is_callable)
+        return await in_image.look_into(image, environment, images, say, is_callable=is_callable)
     except (ImageFailed, NoInterpreter) as error:
         raise BuildFailed(str(error), fluster_fault=getattr(error, "fluster_fault", False)) from error
 

@@ -84,7 +84,7 @@ class DockerImages:
             await self._engine.wait(name)
             said = await self._engine.last_lines(name, 1)
         except FlusterError as error:
-            raise ImageFailed(f"image {image!r} has no interpreter {python!r} for a callable: {error}") from error
+            raise ImageFailed(f"image {image!r} has no interpreter {python!r}: {error}") from error
         finally:
             await self._engine.remove(name)
         if not said.replace(".", "").isdigit():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluster.cluster.attempt import record
 from fluster.cluster.worker.interpreter import choose_interpreter, minor
 from fluster.cluster.worker.runtime import ImageFailed, Images
 from fluster.rpc.gen.fluster.cluster.v1.controller_pb import AttemptSpec
@@ -48,10 +48,12 @@ class Inside:
     """What there is in an image for an attempt.
 
     Attributes:
+        told: Which image it is, for people.
         python: Its interpreter.
         builder: Path and version of an interpreter of this machine that builds environments for it; empty: no need.
     """
 
+    told: str
     python: str
     builder: tuple[str, str]
 
@@ -63,26 +65,26 @@ class Inside:
 
 
 async def look_into(
-    image: str, environment: EnvironmentSpec, images: Images, directory: Path, *, is_callable: bool
+    image: str, environment: EnvironmentSpec, images: Images, say: Callable[[str], None], *, is_callable: bool
 ) -> Inside:
-    """Fetches the image, says which one it is, and checks that it can call what was pickled.
+    """Fetches the image, which is said while it lasts, and checks that it can call what was pickled.
 
     Raises:
         ImageFailed: It cannot be had, or its Python is not the submitter's.
         NoInterpreter: Nothing here can build an environment for its Python.
     """
-    digest = await images.provide_image(image)
-    record.say(directory, f"image {image} is {digest}")
+    say(f"building: fetching image {image}")
+    told = f"image {image} is {await images.provide_image(image)}"
     python = (environment.python if environment.has_field("python") else None) or "python3"
     if python.replace(".", "").isdigit():
         python = f"python{minor(python)}"
     packages = bool(environment.pip_packages) or environment.has_field("workspace_hash")
-    if not (packages or (is_callable and environment.submitter_python)):
-        return Inside(python, ("", ""))
+    if not (packages or environment.has_field("python") or (is_callable and environment.submitter_python)):
+        return Inside(told, python, ("", ""))
     there = await images.python_version(image, python)
     if is_callable and environment.submitter_python and minor(environment.submitter_python) != there:
         raise ImageFailed(
             f"the callable was pickled by Python {minor(environment.submitter_python)}, but {python} of image {image!r}"
             f" is Python {there}, which cannot load it: submit it from Python {there}, or name another image"
         )
-    return Inside(python, await choose_interpreter(there, None) if packages else ("", ""))
+    return Inside(told, python, await choose_interpreter(there, None) if packages else ("", ""))
