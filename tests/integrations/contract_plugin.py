@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+import threading
 from typing import Any
 
 import fray.local_backend
@@ -10,6 +12,10 @@ from fluster import LocalCluster
 from fluster.integrations.fray import FlusterClient
 
 _CLUSTER = LocalCluster(cpu=32, memory="256GB")
+
+
+# Two tests have a job wait for an event that is set only to clean up: a job may as well have one of its own.
+copyreg.pickle(threading.Event, lambda _: (threading.Event, ()))
 
 
 def _client(max_threads: int = 0) -> FlusterClient:

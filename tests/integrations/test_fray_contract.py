@@ -10,8 +10,6 @@ import pytest
 from tests.integrations.zephyr_python import HERE, LONG, variables, zephyr_python
 
 ONE_PROCESS = {
-    "test_client.py::test_terminate": "waits for an event of the test's own process",
-    "test_client.py::test_wait_all_timeout": "waits for an event of the test's own process",
     "test_client.py::test_submit_with_adopt_existing_false_default": "says that LocalClient knows no names",
     "test_client.py::test_submit_with_adopt_existing_true": "says that LocalClient knows no names",
     "test_actor.py::test_remote_actor_keeps_explicit_client": "compares clients by identity",
@@ -40,5 +38,5 @@ def test_frays_own_tests_pass_where_they_do_not_assume_one_process() -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     passed, deselected = re.search(r"(\d+) passed, (\d+) deselected", ran.stdout).groups()  # type: ignore[union-attr]
-    assert int(passed) >= 18
+    assert int(passed) >= 20
     assert int(deselected) == len(ONE_PROCESS)

@@ -16,19 +16,20 @@ def zephyr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
         yield driver
 
 
-def test_the_backend_counts_skewed_keys_in_processes_of_workers(zephyr: Driver) -> None:
-    found = zephyr("backend")
-    assert found["counted"] == [["a", 300], ["b", 1], ["c", 1]]
-    shards = {shard for shard, _ in found["where"]}
-    workers = {worker for _, worker in found["where"]}
-    assert len(shards) == 2, "each shard runs in a process of its own"
-    assert len(workers) == 2
-    assert found["here"] not in shards | workers
+COUNTED = [["a", 300], ["b", 1], ["c", 1]]
 
 
-def test_each_kind_of_operation_and_two_pipelines_at_once_on_one_pool(zephyr: Driver) -> None:
-    assert zephyr("one_pool") == {
-        "mapped": [0, 6, 12],
+def test_each_operation_lost_replies_to_pull_task_and_two_pipelines_at_once_on_one_pool(zephyr: Driver) -> None:
+    found = zephyr("short")
+    assert found.pop("cuts") == 3
+    assert found.pop("seconds") < 100, "well before a heartbeat would be missed"
+    workers = {pid for pid, _ in found.pop("where")}
+    assert len(workers - {found.pop("here")}) == 2
+    _check_error(found.pop("error"))
+    assert found == {
+        "mapped": [1, 4, 9],
+        "filtered": [0, 6, 12],
+        "counted": COUNTED,
         "sorted": [[0, [9, 6, 3, 0]], [1, [10, 7, 4, 1]], [2, [11, 8, 5, 2]]],
         "once": [0, 1, 2],
         "files": 2,
@@ -39,8 +40,18 @@ def test_each_kind_of_operation_and_two_pipelines_at_once_on_one_pool(zephyr: Dr
         "many": 60_000,
         "one": [2, 3, 4],
         "other": [2, 3, 4],
-        "error": True,
     }
+
+
+@LONG
+def test_each_shard_is_a_program_of_its_own_unless_one_says_otherwise(zephyr: Driver) -> None:
+    found = zephyr("isolated")
+    shards, workers = {pid for pid, _ in found["where"]}, {pid for _, pid in found["where"]}
+    assert len(shards) == len(workers) == 2
+    assert not shards & workers
+    assert found["here"] not in shards | workers
+    assert found["counted"] == COUNTED
+    _check_error(found["error"])
 
 
 @LONG
@@ -49,8 +60,6 @@ def test_the_result_is_right_though_a_process_was_killed(zephyr: Driver, whom: s
     assert zephyr("killed", whom)["results"] == [[[0, 1]]]
 
 
-def test_lost_replies_to_pull_task_hang_nothing(zephyr: Driver) -> None:
-    found = zephyr("replies_lost")
-    assert found["results"] == [1, 4, 9]
-    assert found["cuts"] == 3
-    assert found["seconds"] < 100, "well before a heartbeat would be missed"
+def _check_error(text: str) -> None:
+    assert text.startswith("ZephyrWorkerError")
+    assert "four is refused" in text

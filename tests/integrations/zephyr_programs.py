@@ -1,20 +1,20 @@
 """Pipelines that the tests run; each function gets a client and gives what can be written as JSON."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import zephyr.context
 from fray.types import ResourceConfig
 from zephyr.context import ZephyrContext
 from zephyr.coordinator import ZephyrCoordinator
 from zephyr.dataset import Dataset
-from zephyr.runners import InlineRunner
-from zephyr.stage_io import ZephyrWorkerError
 from zephyr.worker_context import zephyr_worker_ctx
 
 from fluster.integrations.zephyr import FlusterBackend
@@ -23,7 +23,7 @@ SMALL = ResourceConfig(cpu=1, ram="512m")
 TINY = ResourceConfig(cpu=1, ram="512m")
 
 
-def context(client: Any, workers: int = 2, runner: Any = None) -> ZephyrContext:
+def context(client: Any, workers: int = 2) -> ZephyrContext:
     return ZephyrContext(
         client=client,
         max_workers=workers,
@@ -31,7 +31,6 @@ def context(client: Any, workers: int = 2, runner: Any = None) -> ZephyrContext:
         coordinator_resources=TINY,
         chunk_storage_prefix=os.path.abspath("chunks"),
         name="test",
-        stage_runner_factory=runner,
     )
 
 
@@ -43,57 +42,89 @@ def until(condition: Callable[[], object], within_s: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def backend(client: Any) -> Any:
-    """The plan's own backend: a skewed group, and where its rows were made."""
-    used = FlusterBackend(client.cluster, max_parallelism=2, memory_per_worker="512MB", storage=os.path.abspath("c"))
+def short(client: Any) -> Any:
+    """Every kind of operation on one pool, whose first tasks are handed out by replies that never arrive."""
+    used = FlusterBackend(client.cluster, 2, "512MB", storage=os.path.abspath("short"), isolate_shards=False)
+    with coordinators(DropsReplies), used as pool:
+        began = time.monotonic()
+        found: dict[str, Any] = {"mapped": pool.execute(Dataset.from_list([1, 2, 3]).map(lambda n: n * n))}
+        found |= {"seconds": time.monotonic() - began, "cuts": pool.context._coordinator.cuts()}
+        return {**found, **operations(pool), "here": os.getpid()}
+
+
+def isolated(client: Any) -> Any:
+    """What of it differs when each shard is a program of its own, which takes 3 s of processor."""
+    with FlusterBackend(client.cluster, 2, "512MB", storage=os.path.abspath("isolated")) as pool:
+        return {
+            "where": pool.execute(Dataset.from_list([1, 2]).map(_where)),
+            "counted": sorted(pool.execute(skewed())),
+            "error": what(lambda: pool.execute(Dataset.from_list([3, 4]).map(_refuse_four))),
+            "here": os.getpid(),
+        }
+
+
+def skewed() -> Any:
+    """Words, of which nearly all are the same, counted."""
     words = Dataset.from_list([["a"] * 200 + ["b"], ["a"] * 100 + ["c"]]).flat_map(lambda row: row)
-    counted = used.execute(words.group_by(lambda word: word, reducer=lambda word, group: [word, sum(1 for _ in group)]))
-    where = used.execute(Dataset.from_list([1, 2]).map(lambda _: [os.getpid(), os.getppid()]))
-    return {"counted": sorted(counted), "where": where, "here": os.getpid()}
+    return words.group_by(lambda word: word, reducer=lambda word, group: [word, sum(1 for _ in group)])
 
 
-def one_pool(client: Any) -> Any:
-    """Every kind of operation, on one pool."""
-    found: dict[str, Any] = {}
-    with context(client, runner=InlineRunner) as pool:  # a program for each shard takes 2 s
-        numbers = Dataset.from_list(list(range(6)))
-        run = pool.execute(numbers.map(lambda n: n * 3).filter(lambda n: n % 2 == 0))
-        found["mapped"] = sorted(run.results)
-        rows = [{"key": n % 3, "n": n} for n in range(12)]
-        by_key = Dataset.from_list([rows[:6], rows[6:]]).flat_map(lambda part: part)
-        largest = by_key.group_by(
-            lambda row: row["key"],
-            reducer=lambda key, group: {"key": key, "n": [r["n"] for r in group]},
-            sort_by=lambda row: -row["n"],
-        )
-        found["sorted"] = sorted((row["key"], row["n"]) for row in pool.execute(largest).results)
-        once = by_key.deduplicate(lambda row: row["key"])
-        found["once"] = sorted(row["key"] for row in pool.execute(once).results)
-        written = pool.execute(by_key.write_parquet(os.path.abspath("parquet") + "/part-{shard:05d}.parquet")).results
-        found["files"] = len(written)
-        read = Dataset.from_list(list(written)).load_parquet()
-        found["read"] = sorted(row["n"] for row in pool.execute(read).results)
-        pool.put("factor", 7)
-        shared = numbers.map(lambda n: n * zephyr_worker_ctx().get_shared("factor"))
-        found["shared"] = sorted(pool.execute(shared).results)
-        found["empty"] = list(pool.execute(Dataset.from_list([])).results)
-        found["nothing left"] = list(pool.execute(numbers.filter(lambda _: False)).results)
-        found["many"] = len(pool.execute(Dataset.from_list([1, 2]).flat_map(lambda _: range(30_000))).results)
-        both = [threading.Thread(target=_count_into, args=(pool, found, name)) for name in ("one", "other")]
-        for thread in both:
-            thread.start()
-        for thread in both:
-            thread.join()
-        try:
-            pool.execute(numbers.map(_refuse_four))
-        except ZephyrWorkerError as error:
-            found["error"] = "four is refused" in str(error)
+def operations(pool: FlusterBackend) -> dict[str, Any]:
+    """What pipelines of each kind give."""
+    numbers = Dataset.from_list(list(range(6)))
+    rows = [{"key": n % 3, "n": n} for n in range(12)]
+    by_key = Dataset.from_list([rows[:6], rows[6:]]).flat_map(lambda part: part)
+    largest = by_key.group_by(
+        lambda row: row["key"],
+        reducer=lambda key, group: [key, [row["n"] for row in group]],
+        sort_by=lambda row: -row["n"],
+    )
+    files = pool.execute(by_key.write_parquet(os.path.join(pool.context.chunk_storage_prefix, "{shard:05d}.parquet")))
+    pool.context.put("factor", 7)
+    shared = numbers.map(lambda n: n * zephyr_worker_ctx().get_shared("factor"))
+    return {
+        "where": pool.execute(Dataset.from_list([1, 2]).map(_where)),
+        "filtered": sorted(pool.execute(numbers.map(lambda n: n * 3).filter(lambda n: n % 2 == 0))),
+        "counted": sorted(pool.execute(skewed())),
+        "sorted": sorted(pool.execute(largest)),
+        "once": sorted(row["key"] for row in pool.execute(by_key.deduplicate(lambda row: row["key"]))),
+        "files": len(files),
+        "read": sorted(row["n"] for row in pool.execute(Dataset.from_list(files).load_parquet())),
+        "shared": sorted(pool.execute(shared)),
+        "empty": pool.execute(Dataset.from_list([])),
+        "nothing left": pool.execute(numbers.filter(lambda _: False)),
+        "many": len(pool.execute(Dataset.from_list([1, 2]).flat_map(lambda _: range(30_000)))),
+        **_two_at_once(pool),
+        "error": what(lambda: pool.execute(numbers.map(_refuse_four))),
+    }
+
+
+def what(call: Callable[[], object]) -> str:
+    """Type and text of what a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _where(_: int) -> list[int]:
+    time.sleep(0.3)  # one worker does not do both
+    return [os.getpid(), os.getppid()]
+
+
+def _two_at_once(pool: FlusterBackend) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+
+    def run(name: str) -> None:
+        found[name] = sorted(pool.execute(Dataset.from_list([1, 2, 3]).map(lambda n: n + 1)))
+
+    both = [threading.Thread(target=run, args=(name,)) for name in ("one", "other")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
     return found
-
-
-def _count_into(pool: ZephyrContext, found: dict[str, Any], name: str) -> None:
-    run = pool.execute(Dataset.from_list([1, 2, 3]).map(lambda n: n + 1))
-    found[name] = sorted(run.results)
 
 
 def _refuse_four(n: int) -> int:
@@ -119,34 +150,35 @@ def killed(client: Any, whom: str) -> Any:
     done: list[Any] = []
     rows = Dataset.from_list([0, 1]).map(lambda n: _note_and_wait(path, n))
     counted = rows.group_by(lambda n: n % 1, reducer=lambda _, group: sorted(group))
-    thread = threading.Thread(target=lambda: done.append(list(context(client).execute(counted).results)))
-    thread.start()
-    until(lambda: len(list(notes.glob("*.pids"))) == 2)
+    with coordinators(NotesItself):
+        thread = threading.Thread(target=lambda: done.append(list(context(client).execute(counted).results)))
+        thread.start()
+        until(lambda: len(list(notes.glob("*.pids"))) == 2)
     shard, worker = map(int, (notes / "0.pids").read_text().split())
-    pid = {"shard": shard, "worker": worker}.get(whom) or _coordinator(client)
+    pid = {"shard": shard, "worker": worker, "coordinator": int(Path("coordinator.pid").read_text())}[whom]
     os.kill(pid, signal.SIGKILL)
     (notes / "go").touch()
     thread.join(200)
     return {"results": done, "attempts": _attempts(client)}
 
 
-def _coordinator(client: Any) -> int:
-    """The process of the coordinator that runs."""
-    (job,) = [
-        job
-        for job in client.cluster.list_jobs()
-        if job.name.rpartition("-")[0].endswith("coordinator") and not job.status.finished()
-    ]
-    found = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _job_of(each) == job.job_id]
-    return max(found, key=lambda pid: "attempt.main" in Path(f"/proc/{pid}/cmdline").read_text())
-
-
-def _job_of(process: Path) -> str:
+@contextlib.contextmanager
+def coordinators(kind: Any) -> Iterator[None]:
+    """Zephyr starts coordinators of this class."""
+    before = zephyr.context.ZephyrCoordinator
+    zephyr.context.ZephyrCoordinator = kind
     try:
-        variables = (process / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    return next((each[15:].decode() for each in variables if each.startswith(b"FLUSTER_JOB_ID=")), "")
+        yield
+    finally:
+        zephyr.context.ZephyrCoordinator = before
+
+
+class NotesItself(ZephyrCoordinator):  # type: ignore[misc] # where Zephyr is not installed
+    """Says which process it is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        Path("coordinator.pid").write_text(str(os.getpid()))
+        super().__init__(*args, **kwargs)
 
 
 def _attempts(client: Any) -> dict[str, int]:
@@ -190,21 +222,3 @@ def _break_connections() -> None:
                 each._sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-
-
-class _Dropping:
-    """The client, but for the class of the coordinator."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def create_actor_group(self, actor_class: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._client.create_actor_group(DropsReplies, *args, **kwargs)
-
-
-def replies_lost(client: Any) -> Any:
-    """A pipeline whose first tasks are handed out by replies that never arrive."""
-    with context(_Dropping(client)) as pool:
-        began = time.monotonic()
-        results = sorted(pool.execute(Dataset.from_list([1, 2, 3]).map(lambda n: n * n)).results)
-        return {"results": results, "cuts": pool._coordinator.cuts(), "seconds": time.monotonic() - began}
