@@ -127,7 +127,7 @@ async def test_a_container_that_was_killed_is_gone_and_its_remains_are_removed(d
         assert await Engine().inspect(name) is None
         with pytest.raises(FlusterError, match="its container has ended"):
             await docker.wait_ready(vm_id, 1.0)
-        await ready(docker)
+        await docker.allocate(CPU, allocation_id=AllocationId("a"))
         after = await Engine().inspect(name)
         assert before is not None
         assert after is not None
@@ -136,15 +136,15 @@ async def test_a_container_that_was_killed_is_gone_and_its_remains_are_removed(d
 
 async def test_a_machine_that_stands_still_is_given_back_all_the_same(docker_image: str) -> None:
     async with backend(docker_image) as docker:
-        vm_id = await ready(docker)
+        vm = await docker.allocate(CPU, allocation_id=AllocationId("a"))
         await Engine()._json("POST", f"/containers/fluster-{docker.cluster}-a/pause")
-        await docker.release(vm_id)
+        await docker.release(vm.vm_id)
         assert await docker.list_vms() == []
 
 
 async def test_a_worker_that_does_not_start_is_explained_by_its_log(docker_image: str) -> None:
     async with backend(docker_image) as docker:
-        await docker.allocate(ResourceConfig.with_cpu(cpu=0.01, memory="100MB"), allocation_id=AllocationId("slow"))
+        await docker.allocate(CPU, allocation_id=AllocationId("slow"))
         with pytest.raises(TimeoutError, match=r"did not answer in 0\.1 s; its log ends: "):
             await docker.wait_ready(VMId("slow"), 0.1)
 

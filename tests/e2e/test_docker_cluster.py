@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +13,17 @@ from typing import Any
 
 import pytest
 from tests.e2e import programs
-from tests.e2e.lab import wait_until
+from tests.e2e.lab import in_thread, wait_until
 from tests.e2e.outside import Server
 from tests.kinds import contained_server
 
 from fluster import (
+    Cause,
     Cluster,
     Entrypoint,
     EnvironmentConfig,
     Job,
+    JobInfo,
     JobRequest,
     JobStatus,
     ResourceConfig,
@@ -162,20 +165,54 @@ def test_jobs_run_in_the_image_they_ask_for_and_reach_their_cluster_from_there(
     assert f"image {docker_image} is sha256:" in told
 
 
+@pytest.fixture
+def registry() -> Iterator[str]:
+    """Where a registry answers that has no image."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            missing = self.path != "/v2/"
+            body = b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}' if missing else b"{}"
+            self.send_response(404 if missing else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        serving = in_thread(server.serve_forever)
+        yield f"localhost:{server.server_port}"
+        server.shutdown()
+        serving.result(10)
+
+
+def without_image(cluster: Cluster, image: str) -> JobInfo:
+    retry = RetryPolicy(max_preemptions=1, backoff_s=0.05)
+    request = JobRequest("x", Entrypoint.from_command("true"), TASK, EnvironmentConfig(docker_image=image), retry)
+    info = cluster.wait(cluster.launch(request), timeout=WITHIN_S)
+    assert info.cause is Cause.BUILD_FAILED
+    return info
+
+
 @pytest.mark.here
-def test_an_image_that_is_nowhere_fails_the_build_in_the_registrys_words(cluster: Cluster) -> None:
-    job = cluster.submit(
-        JobRequest(
-            "nowhere",
-            Entrypoint.from_command("true"),
-            TASK,
-            EnvironmentConfig(docker_image="localhost:1/no/such:1"),
-            RetryPolicy(max_preemptions=0),
-        )
-    )
-    info = job.wait(timeout=WITHIN_S)
-    assert info.cause == "build_failed"
-    assert "image 'localhost:1/no/such:1' cannot be pulled" in str(info.error_message)
+def test_an_image_that_its_registry_does_not_have_fails_once_in_the_registrys_words(
+    cluster: Cluster, registry: str
+) -> None:
+    info = without_image(cluster, f"{registry}/no/such:1")
+    assert f"image '{registry}/no/such:1' cannot be pulled" in str(info.error_message)
+    assert "manifest unknown" in str(info.error_message)
+    assert info.tasks[0].attempt == 1
+
+
+@pytest.mark.here
+def test_an_image_whose_registry_does_not_answer_is_asked_for_again(cluster: Cluster) -> None:
+    info = without_image(cluster, "localhost:1/no/such:1")
+    assert "connection refused" in str(info.error_message)
+    assert info.tasks[0].attempt == 2
 
 
 @pytest.mark.here

@@ -14,9 +14,11 @@ from protobuf import Oneof
 
 from fluster.cluster.states import Cause, TaskState
 from fluster.cluster.worker.delivery import StaysHere
+from fluster.cluster.worker.docker_runtime import DockerRuntime
 from fluster.cluster.worker.gpu import GpuInventory
 from fluster.cluster.worker.manager import JobManager
 from fluster.cluster.worker.process_runtime import ProcessRuntime
+from fluster.cluster.worker.runtime import Runtime
 from fluster.cluster.worker.standalone import JobState
 from fluster.errors import AlreadyExists, JobNotFound
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import EnvironmentSpec, GpuDevice, LogStream, Outcome, ResourceSpec
@@ -29,13 +31,24 @@ def py(code: str) -> list[str]:
 
 
 @asynccontextmanager
-async def manager_of(path: Path, max_concurrent_jobs: int = 10) -> AsyncIterator[JobManager]:
-    runtime = ProcessRuntime(f"test-{os.getpid()}", subreaper=False)
+async def manager_of(
+    path: Path, max_concurrent_jobs: int = 10, runtime: Runtime | None = None
+) -> AsyncIterator[JobManager]:
+    runtime = runtime or ProcessRuntime(f"test-{os.getpid()}", subreaper=False)
     manager = JobManager(runtime, max_concurrent_jobs, state_dir=path)
     try:
         yield manager
     finally:
         await manager.close()
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+def make_runtime(request: pytest.FixtureRequest) -> Callable[[], Runtime]:
+    name = f"test-{os.getpid()}"
+    if request.param == "process":
+        return lambda: ProcessRuntime(name, subreaper=False)
+    image = request.getfixturevalue("docker_image")
+    return lambda: DockerRuntime(name, image=image)
 
 
 async def until(manager: JobManager, job_id: str, accept: Callable[[JobState], bool]) -> JobState:
@@ -282,8 +295,10 @@ async def test_what_this_worker_cannot_provide_fails_the_build(tmp_path: Path) -
         assert "docker_image" in done.error_message
 
 
-async def test_a_callable_of_another_python_fails_the_build_naming_both(tmp_path: Path) -> None:
-    async with manager_of(tmp_path) as manager:
+async def test_a_callable_of_another_python_fails_the_build_naming_both(
+    tmp_path: Path, make_runtime: Callable[[], Runtime]
+) -> None:
+    async with manager_of(tmp_path, runtime=make_runtime()) as manager:
         world = EnvironmentSpec(submitter_python="3.99")
         await manager.submit_job("job", cloudpickle.dumps((print, (), {})), environment=world)
         done = await ended(manager, "job")
@@ -324,14 +339,16 @@ async def test_a_manager_without_a_directory_leaves_nothing(tmp_path: Path, monk
 
 
 @pytest.mark.root
-async def test_on_a_full_disk_attempts_fail_with_that_cause_and_the_worker_lives(tmp_path: Path) -> None:
+async def test_on_a_full_disk_attempts_fail_with_that_cause_and_the_worker_lives(
+    tmp_path: Path, make_runtime: Callable[[], Runtime]
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mounted = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small))
     if await mounted.wait() != 0:
         pytest.skip("needs to mount a file system")
     try:
-        async with manager_of(small) as manager:
+        async with manager_of(small, runtime=make_runtime()) as manager:
             fill = "head -c 100000000 /dev/zero > big"
             await manager.submit_job("filler", ["sh", "-c", f"{fill}; exit 1"])
             done = await ended(manager, "filler")
