@@ -67,13 +67,18 @@ class Lab:
 
     @contextlib.contextmanager
     def cut_off(self, container: str) -> Iterator[None]:
-        """Without the container's network."""
+        """As if its cable were pulled, and put in again: it keeps its address."""
         network = f"fluster-{self.name}"
-        self.engine(lambda engine: engine.disconnect(network, container))
+        found = asyncio.run(Engine().inspect(container))
+        assert found is not None
+        address = found["NetworkSettings"]["Networks"][network]["IPAddress"]
+        again = {"Container": container, "EndpointConfig": {"IPAMConfig": {"IPv4Address": address}}}
+        out = {"Container": container, "Force": True}
+        self.engine(lambda engine: engine._json("POST", f"/networks/{network}/disconnect", body=out))
         try:
             yield
         finally:
-            self.engine(lambda engine: engine.connect(network, container))
+            self.engine(lambda engine: engine._json("POST", f"/networks/{network}/connect", body=again))
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +121,10 @@ def test_what_containers_do_that_are_killed_paused_or_cut_off_is_done_once_all_t
     jobs = [lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 40))) for _ in range(3)]
     killed, paused, cut = (lab.container_of(job.job_id) for job in jobs)
     assert len({killed, paused, cut}) == 3
-    lab.engine(lambda engine: engine.signal(killed, "SIGKILL"))
-    lab.engine(lambda engine: engine._json("POST", f"/containers/{paused}/pause"))
     with lab.cut_off(cut):
         time.sleep(1.0)  # shorter than it takes for a machine to be given back
+    lab.engine(lambda engine: engine._json("POST", f"/containers/{paused}/pause"))
+    lab.engine(lambda engine: engine.signal(killed, "SIGKILL"))
     assert [job.result(timeout=WITHIN_S) for job in jobs] == [40, 40, 40]
     assert [job.info().tasks[0].attempt for job in jobs] == [2, 2, 1]
     for job in jobs:

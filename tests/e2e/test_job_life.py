@@ -291,6 +291,7 @@ def test_jobs_are_listed_newest_first_in_pages(cluster: Cluster) -> None:
     assert cluster.list_jobs(name_prefix=name, status=JobStatus.FAILED) == []
 
 
+@pytest.mark.here
 def test_a_cluster_without_its_token_is_closed(cluster: Cluster) -> None:
     from fluster import NotPermitted
 

@@ -260,6 +260,7 @@ def test_a_worker_whose_pool_is_gone_ends(cluster: Cluster) -> None:
     assert any("has not been heard of" in line.data for line in job.logs())
 
 
+@pytest.mark.here
 def test_workers_that_are_only_starting_end_at_once_too(cluster: Cluster) -> None:
     began = time.monotonic()
     for pause_s in (0.0, 0.1, 0.2, 0.3, 0.4):

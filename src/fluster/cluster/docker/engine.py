@@ -250,14 +250,6 @@ class Engine:
             if error.status != 404:
                 raise
 
-    async def connect(self, network: str, container: str) -> None:
-        """Plugs a container into a network."""
-        await self._json("POST", f"/networks/{network}/connect", body={"Container": container})
-
-    async def disconnect(self, network: str, container: str) -> None:
-        """Unplugs it."""
-        await self._json("POST", f"/networks/{network}/disconnect", body={"Container": container, "Force": True})
-
     # The wire
 
     async def _found(self, path: str) -> Json | None:
