@@ -1,9 +1,10 @@
 """Counts the words of a million generated rows with Zephyr, and says whether a plain count gives the same.
 
-    python examples/zephyr_wordcount.py [--rows 1000000] [--files 4] [--workers 4] [--storage DIR]
+    python examples/zephyr_wordcount.py [--rows 1000000] [--files 4] [--workers 4] [--storage DIR] [--in-workers]
 
 Run it with Zephyr's interpreter; see docs/zephyr.md for the two environments. It uses the configured cluster, or one
-that it starts on this machine and ends with itself: FLUSTER_SERVER_PYTHON names the interpreter of its daemons.
+that it starts on this machine and ends with itself: FLUSTER_SERVER_PYTHON names the interpreter of its daemons. Where
+workers are containers or other machines, --storage names a directory that this program and they see at one path.
 """
 
 from __future__ import annotations
@@ -67,13 +68,17 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--storage", help="a directory that all workers see; default: a temporary one")
+    parser.add_argument("--in-workers", action="store_true", help="shards run in the workers, not as programs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.storage) as name, any_cluster(options.workers) as cluster:
         directory = Path(name)
+        if options.storage:
+            directory.chmod(0o1777)  # as /tmp is: containers' users are others
         (directory / "input").mkdir()
         plainly = write_rows(directory / "input", options.rows, options.files)
         began = time.monotonic()
-        backend = FlusterBackend(cluster, options.workers, "1GB", storage=str(directory / "chunks"))
+        chunks, isolate = str(directory / "chunks"), not options.in_workers
+        backend = FlusterBackend(cluster, options.workers, "1GB", storage=chunks, isolate_shards=isolate)
         counted = count_rows(backend, directory / "input")
         print(f"{counted.total()} rows of {options.files} files in {time.monotonic() - began:.1f} s")
     for word, count in counted.most_common(3):

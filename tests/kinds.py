@@ -74,13 +74,13 @@ def _docker_backend(directory: Path) -> Iterator[Cluster]:
 
 
 @contextmanager
-def contained_server(directory: Path, machines: str, image: str) -> Iterator[Server]:
+def contained_server(directory: Path, machines: str, image: str, *options: str) -> Iterator[Server]:
     """A controller whose machines are containers, of a kind that `tests.contained` knows."""
     state_dir = directory / "state"
     directory.mkdir(exist_ok=True)
     program = ("-m", "tests.contained", machines)
     try:
-        with Server(state_dir, "--backend", "docker", "--worker-image", image, program=program) as server:
+        with Server(state_dir, "--backend", "docker", "--worker-image", image, *options, program=program) as server:
             yield server
     finally:
         stop_docker_workers(state_dir)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fluster.cluster.backend.docker import UID, DockerBackend, cluster_name, rem
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine
 from fluster.cluster.docker.image import provide_worker_image
+from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.ids import AllocationId, VMId
 from fluster.cluster.resources import ResourceConfig
 from fluster.cluster.states import VMStatus
@@ -30,8 +32,10 @@ CPU = ResourceConfig.with_cpu(cpu=0.5, memory="200MB")
 
 
 @asynccontextmanager
-async def backend(image: str, state_dir: Path | None = None) -> AsyncIterator[DockerBackend]:
-    made = DockerBackend(state_dir, image=image)
+async def backend(
+    image: str, state_dir: Path | None = None, *, mounts: Sequence[Mount] = (), python: str | None = None
+) -> AsyncIterator[DockerBackend]:
+    made = DockerBackend(state_dir, image=image, mounts=mounts, python=python)
     try:
         yield made
     finally:
@@ -101,6 +105,33 @@ async def test_a_vm_is_a_container_whose_worker_runs_jobs_without_privileges(doc
         assert (await docker.get_status(started.vm_id)).status is VMStatus.GONE
         await docker.release(started.vm_id)
         assert await docker.list_vms() == []
+
+
+async def test_workers_see_the_mounts_of_their_operator_and_functions_have_the_interpreter_that_was_named(
+    docker_image: str, tmp_path: Path
+) -> None:
+    for name in ("shared", "given"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+    mounts = [Mount.parse(f"{tmp_path / 'shared'}:/mnt/shared"), Mount.parse(f"{tmp_path / 'given'}:/mnt/given:ro")]
+    async with backend(docker_image, mounts=mounts, python="/usr/local/bin/python") as docker:
+        vm_id = await ready(docker)
+        said = await run_job(
+            docker, vm_id, "touch /mnt/shared/a; touch /mnt/given/a 2>/dev/null || echo cannot; sleep 60"
+        )
+        assert said == "cannot"
+        assert os.listdir(tmp_path / "shared") == ["a"]
+        assert os.listdir(tmp_path / "given") == []
+        found = await Engine().inspect(f"fluster-{docker.cluster}-a")
+        assert found is not None
+        assert "--python /usr/local/bin/python" in " ".join(found["Config"]["Entrypoint"])
+
+
+def test_what_no_container_may_see_is_no_mount_of_a_backend(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would show"):
+        DockerBackend(tmp_path / "state", mounts=[Mount.parse(f"{tmp_path}:/data")])
+    with pytest.raises(ValueError, match=r"would show .*docker\.sock"):
+        DockerBackend(mounts=[Mount.parse("/run:/data")], engine=Engine(Path("/run/docker.sock")))
 
 
 async def test_containers_outlive_their_backend_are_found_again_and_end_with_their_state_directory(

@@ -257,10 +257,17 @@ def test_options_of_a_controller_can_come_from_a_file_and_the_command_line_wins(
     assert announced["token_file"] == str(alone.directory / "from-file/admin.token")
     assert not announced["address"].endswith(":1")
     end(controller)
-    (alone.directory / "c.toml").write_text("speed = 3\n")
-    ran = alone("controller", "serve", "--config", "c.toml")
-    assert ran.code == 2
-    assert "'speed'" in ran.stderr
+    for text, named in (
+        ("speed = 3", "'speed'"),
+        ("mount = '/data'", "'mount' takes a list"),
+        ("port = [1]", "'port' takes one value"),
+        ("mount = ['/data', 'data']", "absolute"),
+        ("mount = ['/data']", "--backend docker"),
+    ):
+        (alone.directory / "c.toml").write_text(text)
+        ran = alone("controller", "serve", "--config", "c.toml")
+        assert ran.code == 2
+        assert named in ran.stderr
 
 
 def test_a_port_that_is_taken_is_one_line(alone: Fluster) -> None:

@@ -25,9 +25,13 @@ def state_dir(alone: Fluster, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_cluster_in_containers_comes_up_runs_jobs_in_them_and_goes_down_with_all_of_them(
-    alone: Fluster, docker_image: str, state_dir: Path
+    alone: Fluster, docker_image: str, state_dir: Path, tmp_path: Path
 ) -> None:
-    up = alone("up", "--backend", "docker", "--image", docker_image, timeout_s=90)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    shown.chmod(0o777)
+    containers = ("--image", docker_image, "--python", "/usr/local/bin/python", "--mount", f"{shown}:/mnt/shown")
+    up = alone("up", "--backend", "docker", *containers, timeout_s=90)
     assert up.code == 0, up.stderr
     assert "up at https://198.1" in up.stderr
     cluster = (state_dir / "docker-cluster").read_text()
@@ -35,6 +39,9 @@ def test_a_cluster_in_containers_comes_up_runs_jobs_in_them_and_goes_down_with_a
     ran = alone("run", "--cpu", "0.5", "--memory", "100MB", "--", "sh", "-c", "id -un; ls /.dockerenv", timeout_s=60)
     assert (ran.code, ran.stdout.split()) == (0, ["fluster", "/.dockerenv"]), ran.stderr
     assert alone("up", "--backend", "docker", timeout_s=90).code == 0
+    ran = alone("run", "--cpu", "0.5", "--memory", "100MB", "--", "touch", "/mnt/shown/by-a-job", timeout_s=60)
+    assert ran.code == 0, ran.stderr
+    assert [each.name for each in shown.iterdir()] == ["by-a-job"]
 
     down = alone("down", timeout_s=60)
     assert down.code == 0, down.stderr
@@ -44,7 +51,10 @@ def test_a_cluster_in_containers_comes_up_runs_jobs_in_them_and_goes_down_with_a
     assert "no cluster" in alone("down").stderr
 
 
-def test_an_image_for_a_cluster_of_processes_is_a_usage_error(alone: Fluster) -> None:
-    ran = alone("up", "--image", "some")
+@pytest.mark.parametrize("option", [("--image", "some"), ("--python", "python3"), ("--mount", "/data")])
+def test_what_only_containers_have_is_a_usage_error_for_a_cluster_of_processes(
+    alone: Fluster, option: tuple[str, str]
+) -> None:
+    ran = alone("up", *option)
     assert ran.code == 2
-    assert "--image is for --backend docker" in ran.stderr
+    assert f"{option[0]} is for --backend docker" in ran.stderr

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from fluster.cluster.attempt import files
 from fluster.cluster.attempt.lease import LeaseFile
 from fluster.cluster.docker import labels
+from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.worker.container_config import NOBODY, container_config
 from fluster.cluster.worker.docker_runtime import DockerRuntime
 from fluster.cluster.worker.outcome import read_outcome
@@ -29,8 +30,11 @@ MB = 1_000_000
 
 
 @asynccontextmanager
-async def runtime(image: str, name: str = "", lease: Path | None = None) -> AsyncIterator[DockerRuntime]:
-    made = DockerRuntime(name or uuid.uuid4().hex[:8], image=image, time_limit_grace_s=0.5, lease=lease)
+async def runtime(
+    image: str, name: str = "", lease: Path | None = None, *, mounts: Sequence[Mount] = ()
+) -> AsyncIterator[DockerRuntime]:
+    name = name or uuid.uuid4().hex[:8]
+    made = DockerRuntime(name, image=image, mounts=mounts, time_limit_grace_s=0.5, lease=lease)
     try:
         yield made
         assert await made.engine.containers({labels.WORKER: made._name}) == []
@@ -100,6 +104,20 @@ async def test_a_callable_gives_its_result_and_finds_its_files(docker_image: str
         outcome = read_outcome(start.directory / files.RESULT)
         assert outcome is not None
         assert (start.directory / "work" / "made").read_text() == "here"
+
+
+@pytest.mark.docker
+async def test_attempts_see_the_mounts_of_their_operator(docker_image: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    mounts = [Mount.parse(f"{shared}:/mnt/shared"), Mount.parse(f"{shared}:/mnt/given:ro")]
+    async with runtime(docker_image, mounts=mounts) as docker:
+        end = await ended(
+            docker, attempt(tmp_path, "sh", "-c", "touch /mnt/shared/a && ls /mnt/given/a && ! touch /mnt/given/b")
+        )
+        assert end.exit_code == 0
+    assert os.listdir(shared) == ["a"]
 
 
 @pytest.mark.docker

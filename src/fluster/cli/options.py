@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from fluster.cli.human import parse_duration
+from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.validation import MAX_SECONDS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,6 +72,28 @@ class Gpus(click.ParamType[tuple[str, int]]):
         if not variant or not re.fullmatch("[0-9]{1,9}", count):
             self.fail(f"it is a count, a model, or both: 2, A100, A100:2; got {value!r}", param, ctx)
         return variant, int(count)
+
+
+class MountOption(click.ParamType[str]):
+    """A directory that containers see, as it is written."""
+
+    name = "mount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same text, once it is known to be one."""
+        try:
+            Mount.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def mount_option(function: F) -> F:
+    """`--mount`, on commands that start what runs containers."""
+    text = "A directory of this machine that all containers see, there or at another path; may be repeated."
+    return click.option("--mount", "mounts", multiple=True, type=MountOption(), metavar="DIR[:DIR[:ro]]", help=text)(
+        function
+    )
 
 
 def cluster_option(function: F) -> F:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fluster.cli.options import Duration
+from fluster.cli.options import Duration, mount_option
 from fluster.cli.places import state_home
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -25,13 +25,18 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{file} cannot be used: {error}", ctx, param) from None
-    known = {option: each.name for each in ctx.command.params for option in each.opts if each is not param}
+    known = {option: each for each in ctx.command.params for option in each.opts if each is not param}
     defaults: dict[str, Any] = {}
     for key, value in table.items():
-        name = known.get(f"--{key.replace('_', '-')}")
-        if name is None or isinstance(value, dict | list):
+        option = known.get(f"--{key.replace('_', '-')}")
+        if option is None or option.name is None or isinstance(value, dict):
             raise click.BadParameter(f"{file}: {key!r} is no option of `{ctx.command_path}`", ctx, param)
-        defaults[name] = value if isinstance(value, bool) else str(value)
+        if isinstance(value, list) != option.multiple:
+            one_or_several = "a list" if option.multiple else "one value and no list"
+            raise click.BadParameter(f"{file}: {key!r} takes {one_or_several}", ctx, param)
+        words = value if isinstance(value, list) else [value]
+        given = [word if isinstance(word, bool) else str(word) for word in words]
+        defaults[option.name] = given if option.multiple else given[0]
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
@@ -52,6 +57,10 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
     "--workers", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Of this machine, at most."
 )
 @click.option("--worker-image", metavar="IMAGE", help="What containers run.  [default: built with this Fluster]")
+@click.option(
+    "--worker-python", metavar="P", help="Interpreter in containers of functions that ask for none.  [default: python3]"
+)
+@mount_option
 @click.option(
     "--config",
     type=_FILE,
@@ -82,6 +91,8 @@ def controller_serve(
     backend: str,
     workers: int,
     worker_image: str | None,
+    worker_python: str | None,
+    mounts: tuple[str, ...],
     worker_lease: float,
     take_over: bool,
     tls_cert: Path | None,
@@ -113,6 +124,8 @@ def controller_serve(
             backend=backend,
             workers=workers,
             worker_image=worker_image,
+            worker_python=worker_python,
+            mounts=mounts,
             worker_lease_s=worker_lease,
             take_over=take_over,
             tls_cert=tls_cert.absolute() if tls_cert is not None else None,
@@ -150,6 +163,7 @@ class _GpuCount(click.ParamType[int | str]):
     help="Processes, containers, or containers for those who ask for an image.",
 )
 @click.option("--image", help="Of containers of those who ask for none.  [default: a public Python image]")
+@mount_option
 @click.option("--python", metavar="P", help="Interpreter of functions that ask for none.  [default: this one]")
 @click.option("--cpu", type=float, metavar="N", help="Cores it offers.  [default: all]")
 @click.option("--memory", metavar="M", help="Memory it offers: 16GB.  [default: all]")
@@ -166,6 +180,7 @@ def worker_serve(
     state_dir: Path | None,
     runtime: str,
     image: str | None,
+    mounts: tuple[str, ...],
     python: str | None,
     cpu: float | None,
     memory: str | None,
@@ -199,6 +214,7 @@ def worker_serve(
         state_dir=(state_dir or state_home() / "worker").absolute(),
         runtime=runtime,
         image=image,
+        mounts=mounts,
         python=python,
         cpu=check_cpu(cpu) if cpu is not None else None,
         memory_bytes=parse_bytes(memory, "memory") if memory is not None else None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from fluster.cli.exits import say
 from fluster.cli.human import format_bytes, format_count
+from fluster.cli.options import mount_option
 from fluster.cli.progress import passing
 from fluster.cli.standing import LOCK, Standing, short
 from fluster.cli.terminal import print_talk
@@ -56,18 +57,23 @@ def _name_option(function: F) -> F:
     "--workers", type=click.IntRange(1, 1_000), help="They share the machine; containers as needed.  [default: 1]"
 )
 @click.option("--image", help="What the containers run.  [default: built with this Fluster]")
+@click.option("--python", metavar="P", help="Interpreter in them of functions that ask for none.  [default: python3]")
+@mount_option
 @_name_option
-def up(backend: str, workers: int | None, image: str | None, name: str) -> None:
+def up(
+    backend: str, workers: int | None, image: str | None, python: str | None, mounts: tuple[str, ...], name: str
+) -> None:
     """Start a cluster on this machine that stays, and make it the one that commands and programs mean.
 
     After a crash or a reboot, `up` goes on with the jobs it had. Repeating it is harmless.
     """
+    arguments = _arguments(backend, workers, {"--image": image, "--python": python}, mounts)
     standing = Standing.named(name)
     address = _running(standing)
     fresh = address is None
     if address is None:
         with passing("starting a cluster on this machine"):
-            address = _start(standing, backend, *_arguments(backend, workers, image))
+            address = _start(standing, backend, *arguments)
     previous = _configure(standing, address)
     with _client(standing, address) as client:
         worker = _ready_worker(client)
@@ -78,11 +84,16 @@ def up(backend: str, workers: int | None, image: str | None, name: str) -> None:
     print_talk(f"{_who_means_it(standing, address, previous)}\n{_NEXT}")
 
 
-def _arguments(backend: str, workers: int | None, image: str | None) -> list[str]:
-    if image is not None and backend != "docker":
-        raise click.UsageError("--image is for --backend docker: the others run processes")
+def _arguments(
+    backend: str, workers: int | None, of_containers: Mapping[str, str | None], mounts: tuple[str, ...]
+) -> list[str]:
+    given = {option: value for option, value in of_containers.items() if value is not None}
+    if backend != "docker":
+        for option in (*given, *["--mount"][: len(mounts)]):
+            raise click.UsageError(f"{option} is for --backend docker: the others run processes")
     arguments = [] if workers is None else ["--workers", str(workers)]
-    return arguments if image is None else [*arguments, "--worker-image", image]
+    arguments += [word for option, value in given.items() for word in (option.replace("--", "--worker-"), value)]
+    return [*arguments, *(word for each in mounts for word in ("--mount", each))]
 
 
 def _running(standing: Standing) -> str | None:

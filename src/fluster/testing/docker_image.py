@@ -10,23 +10,23 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import fluster
 from fluster.cluster.docker.engine import Engine, EngineError
+from fluster.testing import image_layers
+from fluster.testing.image_layers import UID, layer
 
 NAME = "fluster-test"
-UID = 1000
 _PACKAGES = ("fluster-cluster[server]", "pip")
 _LABEL = "fluster.testing.image"
 _COMMANDS = [
@@ -57,25 +57,38 @@ _NOT_NEEDED = {
 }
 _NOT_NEEDED_SUFFIXES = (".a", ".opt-1.pyc", ".opt-2.pyc")
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-_USERS = "root:x:0:0::/root:/bin/sh\nfluster:x:{uid}:{uid}::/home/fluster:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
-_GROUPS = "root:x:0:\nfluster:x:{uid}:\nnogroup:x:65534:\n"
-_SCRIPT = b"#!/usr/local/bin/python3\nfrom fluster.cli import main\nraise SystemExit(main())\n"
-_HOMES = ("home/fluster", "var/lib/fluster", "var/lib/fluster-join")
-_DIRECTORIES = {
-    **{"tmp": 0o1777, "var/tmp": 0o1777, "run": 0o755},
-    **{"proc": 0o555, "sys": 0o555, "dev": 0o755, "root": 0o700},
-}
-_LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
 
 async def provide_test_image(engine: Engine) -> str:
     """The name of an image with this interpreter and Fluster; it is made unless it is here. Older ones are removed."""
-    base, ours = await provide_test_base(engine), dict(_fluster())
-    tag = f"{NAME}:{_digest(ours | {base: Path(__file__)})}"
+    return await provide_image_with(engine, NAME, await provide_test_base(engine), dict(_fluster()))
+
+
+async def provide_image_with(
+    engine: Engine,
+    name: str,
+    base: str,
+    files: Mapping[str, Path | bytes],
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """An image with further files on another one; it is made unless it is here. Older ones of that name are removed.
+
+    Args:
+        engine: Where it is to be.
+        name: Of the image, before its tag.
+        base: Image it is made on.
+        files: By name in the image: where each is here, or what is in it.
+        links: What symbolic links are called, and where they lead.
+    """
+    tag = f"{name}:{_digest({**files, base: json.dumps(links).encode()})}"
     with _one_at_a_time():
         if await engine.image(tag) is None:
-            context = {"Dockerfile": f"FROM {base}\nADD fluster.tar /\n".encode(), "fluster.tar": _layer(ours)}
-            await engine.build(tag, _packed(context), {_LABEL: "1"})
+            added = layer(files, links)
+            await engine.build(
+                tag,
+                layer({"Dockerfile": f"FROM {base}\nADD files.tar /\n".encode(), "files.tar": added}),
+                {_LABEL: "1"},
+            )
             await _remove_others(engine, tag, base)
     return tag
 
@@ -83,11 +96,11 @@ async def provide_test_image(engine: Engine) -> str:
 async def provide_test_base(engine: Engine) -> str:
     """The same without Fluster, but with pip and all that Fluster needs: large, and the same for a long time."""
     files = dict(_files())
-    tag = f"{NAME}-base:{_digest(files | {'': Path(__file__)})}"
+    tag = f"{NAME}-base:{_digest(files)}"
     with _one_at_a_time():
         if await engine.image(tag) is None:
-            layer = _layer({**files, **dict(_libraries(files.values()))}, system=True)
-            await engine.import_image(tag, layer, _changes())
+            packed = layer({**files, **dict(libraries(files.values()))}, system=True)
+            await engine.import_image(tag, packed, _changes())
     return tag
 
 
@@ -112,13 +125,16 @@ def _changes() -> list[str]:
     return [*(f"ENV {name}={value}" for name, value in _ENVIRONMENT.items()), f"LABEL {_LABEL}=1", f"USER {UID}"]
 
 
-def _digest(files: dict[str, Path]) -> str:
+def _digest(files: Mapping[str, Path | bytes]) -> str:
     seen = hashlib.sha256(sys.version.encode())
-    for name, path in sorted(files.items()):
-        if path.suffix == ".pyc":
-            continue  # written anew whenever some program likes
-        found = path.stat()
-        seen.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    for path in (Path(__file__), Path(image_layers.__file__)):
+        seen.update(path.read_bytes())
+    for name, found in sorted(files.items()):
+        if isinstance(found, bytes):
+            seen.update(name.encode() + found)
+        elif found.suffix != ".pyc":  # written anew whenever some program likes
+            status = found.stat()
+            seen.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return seen.hexdigest()[:16]
 
 
@@ -142,14 +158,15 @@ def _library_directory() -> str:
 
 def _standard_library() -> dict[str, Path]:
     root, inside = Path(sysconfig.get_path("stdlib")), _python_directory()
-    return {f"{inside}/{path.relative_to(root)}": path for path in _tree(root)}
+    return {f"{inside}/{path.relative_to(root)}": path for path in tree(root)}
 
 
 def _python_directory() -> str:
     return f"usr/local/lib/python{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _tree(root: Path) -> Iterator[Path]:
+def tree(root: Path) -> Iterator[Path]:
+    """The files below, without those that no program needs."""
     for top, directories, names in os.walk(root):
         directories[:] = [each for each in directories if each not in _NOT_NEEDED and not each.startswith("config-")]
         yield from (
@@ -171,7 +188,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 def _fluster() -> Iterator[tuple[str, Path]]:
     """Its own modules: an editable install lists none of its files."""
     package = Path(fluster.__file__).parent
-    for path in _tree(package):
+    for path in tree(package):
         yield f"{_python_directory()}/site-packages/fluster/{path.relative_to(package)}", path
 
 
@@ -203,7 +220,7 @@ def _parsed(requirement: str) -> tuple[str, tuple[str, ...]]:
     return re.sub(r"[-_.]+", "-", match.group(1)).lower(), extras
 
 
-def _libraries(programs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+def libraries(programs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """Shared libraries that these programs and modules load."""
     paths = sorted({str(path) for path in programs if path.suffix not in (".py", ".pyc") and _is_elf(path)})
     # Some are no programs that ldd can look at, which it says by its status.
@@ -217,54 +234,3 @@ def _libraries(programs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
 def _is_elf(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) == b"\x7fELF"
-
-
-def _layer(files: dict[str, Path], *, system: bool = False) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        if system:
-            _add_system(tar)
-        for name, path in sorted(files.items()):
-            # Bytecode goes in as well, and holds for a source of the same time only.
-            _add(tar, name, mode=0o755 if os.access(path, os.X_OK) else 0o644, content=path.read_bytes(), of=path)
-    return packed.getvalue()
-
-
-def _add_system(tar: tarfile.TarFile) -> None:
-    for name, mode in _DIRECTORIES.items():
-        _add(tar, name, tarfile.DIRTYPE, mode)
-    for name, target in _LINKS.items():
-        _add(tar, name, tarfile.SYMTYPE, 0o777, link=target)
-    for name in _HOMES:
-        _add(tar, name, tarfile.DIRTYPE, 0o755, uid=UID)
-    _add(tar, "usr/local/bin/python", tarfile.SYMTYPE, 0o777, link="python3")
-    _add(tar, "usr/local/bin/fluster", mode=0o755, content=_SCRIPT)
-    _add(tar, "etc/passwd", content=_USERS.format(uid=UID).encode())
-    _add(tar, "etc/group", content=_GROUPS.format(uid=UID).encode())
-    _add(tar, "etc/nsswitch.conf", content=b"hosts: files dns\n")
-
-
-def _packed(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, content in files.items():
-            _add(tar, name, content=content)
-    return packed.getvalue()
-
-
-def _add(
-    tar: tarfile.TarFile,
-    name: str,
-    kind: bytes = tarfile.REGTYPE,
-    mode: int = 0o644,
-    *,
-    link: str = "",
-    content: bytes = b"",
-    uid: int = 0,
-    of: Path | None = None,
-) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode, entry.linkname, entry.size = kind, mode, link, len(content)
-    entry.uid = entry.gid = uid
-    entry.mtime = int(of.stat().st_mtime) if of is not None else 0
-    tar.addfile(entry, io.BytesIO(content))

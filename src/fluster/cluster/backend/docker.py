@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fluster.cluster.attempt.files import write_atomically
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine, EngineError, Json
 from fluster.cluster.docker.image import provide_worker_image
+from fluster.cluster.docker.mounts import Mount, check_mounts
 from fluster.cluster.docker.network import ContainerNetwork, provide_network
 from fluster.cluster.ids import AllocationId, VMId
 from fluster.cluster.observed import VMInfo
@@ -54,7 +55,12 @@ class DockerBackend:
         controller_url: What workers join; `None`: standalone workers, unless `join` says otherwise.
         join_token: Makes the token that the worker of an allocation joins with.
         lease_s: Workers end when nothing runs and there has been no controller for so long.
+        python: Interpreter, in the image, of functions that ask for none; default: the worker's own.
+        mounts: Directories of this machine that all workers see, as the user 1000.
         engine: Default: this machine's.
+
+    Raises:
+        ValueError: A mount cannot be had; the text says why.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class DockerBackend:
         controller_url: str | None = None,
         join_token: Callable[[AllocationId], str] | None = None,
         lease_s: float = 300.0,
+        python: str | None = None,
+        mounts: Sequence[Mount] = (),
         engine: Engine | None = None,
     ) -> None:
         self._temporary = state_dir is None
@@ -74,6 +82,9 @@ class DockerBackend:
         self._controller_url = controller_url
         self._join_token = join_token
         self._lease_s = lease_s
+        self._python = python
+        self._mounts = tuple(mounts)
+        check_mounts(self._mounts, [self._engine.socket, *([] if state_dir is None else [Path(state_dir)])])
         self._network: ContainerNetwork | None = None
         self._preparing = asyncio.Lock()
         self._answered: set[str] = set()
@@ -220,6 +231,7 @@ class DockerBackend:
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"],
                 "ShmSize": resources.memory_bytes // 2,
+                "Mounts": [each.for_engine() for each in self._mounts],
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
                 "DeviceRequests": gpu_requests(_gpus(resources)),
             },
@@ -230,6 +242,7 @@ class DockerBackend:
         command += ["--worker-id", vm_id, "--host", "0.0.0.0", "--port", str(_PORT), "--insecure-plaintext-network"]
         command += ["--cpu", str(resources.cpu), "--memory", str(resources.memory_bytes)]
         command += ["--gpus", str(_gpus(resources) or 0)]
+        command += ["--python", self._python] if self._python is not None else []
         if self._controller_url is not None:
             command += ["--controller", self._controller_url, "--allocation-id", vm_id]
             command += ["--exit-when-idle", str(self._lease_s), "--token-file", f"{_HOME}/join.token"]

@@ -24,7 +24,8 @@ from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.machine import this_machine
 from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running, is_loopback
 from fluster.cluster.controller.statedir import StateDir
-from fluster.cluster.docker.engine import Engine
+from fluster.cluster.docker.engine import Engine, find_socket
+from fluster.cluster.docker.mounts import Mount, check_mounts
 from fluster.cluster.docker.network import provide_network
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
@@ -48,6 +49,8 @@ class ServeOptions:
         backend: `local`: workers are processes of this machine; `docker`: containers; `none`: they join by themselves.
         workers: Of the local backend; of `docker` at most so many, as far as there is work for more than one.
         worker_image: What containers run; `None`: built with this Fluster.
+        worker_python: Interpreter in it of functions that ask for none; `None`: the worker's own.
+        mounts: Directories of this machine that containers see, each as `Mount.parse` takes it.
         cpu: Cores of all of this machine's workers together; `None`: the machine's.
         memory: Likewise, in bytes.
         python: Interpreter of local workers' daemons.
@@ -66,6 +69,8 @@ class ServeOptions:
     backend: str = "none"
     workers: int = 1
     worker_image: str | None = None
+    worker_python: str | None = None
+    mounts: tuple[str, ...] = ()
     cpu: float | None = None
     memory: int | None = None
     python: str = sys.executable
@@ -93,6 +98,7 @@ def run(options: ServeOptions) -> int:
         OSError: The port is taken.
     """
     _check_bind(options)
+    _check_containers(options)
     return asyncio.run(_serve(options))
 
 
@@ -134,6 +140,17 @@ def _check_bind(options: ServeOptions) -> None:
         )
     if options.worker_certificates and not _is_encrypted(options):
         raise ValueError("--worker-certificates needs encrypted connections: give --host or --tls-cert")
+
+
+def _check_containers(options: ServeOptions) -> None:
+    if options.backend == "docker":
+        check_mounts(_mounts(options), [find_socket(), options.state_dir])
+    elif options.mounts or options.worker_python is not None:
+        raise ValueError("--mount and --worker-python are for --backend docker: the others run no containers")
+
+
+def _mounts(options: ServeOptions) -> list[Mount]:
+    return [Mount.parse(each) for each in options.mounts]
 
 
 def _is_encrypted(options: ServeOptions) -> bool:
@@ -237,6 +254,8 @@ def _backend(options: ServeOptions) -> MakeBackend | None:
             controller_url=running.address,
             join_token=running.join_token,
             lease_s=options.worker_lease_s,
+            python=options.worker_python,
+            mounts=_mounts(options),
         )
     return lambda running: LocalBackend(
         running.state_dir,
@@ -268,8 +287,8 @@ def _options(arguments: argparse.Namespace) -> ServeOptions:
     options = ServeOptions(**given)
     if options.cpu is not None:
         check_cpu(options.cpu)
-    names = tuple(options.public_names)
-    return replace(options, state_dir=options.state_dir.absolute(), public_names=names)
+    names, mounts = tuple(options.public_names), tuple(options.mounts)
+    return replace(options, state_dir=options.state_dir.absolute(), public_names=names, mounts=mounts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,6 +302,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--backend", choices=BACKENDS)
     serve.add_argument("--workers", type=int)
     serve.add_argument("--worker-image")
+    serve.add_argument("--worker-python")
+    serve.add_argument("--mount", dest="mounts", action="append", metavar="DIR[:DIR[:ro]]")
     serve.add_argument("--cpu", type=float)
     serve.add_argument("--memory", type=lambda text: parse_bytes(int(text) if text.isdigit() else text, "memory"))
     serve.add_argument("--python")

@@ -27,6 +27,7 @@ class WorkerConfig:
         state_dir: Kept: who this worker is, and its attempts.
         runtime: "auto": processes, and containers for attempts that ask for an image; or "process", or "docker".
         image: Of attempts in containers that ask for none; `None`: a public Python image.
+        mounts: Directories of this machine that containers see, each as `Mount.parse` takes it.
         python: Interpreter of callables that ask for none; `None`: the daemon's own.
         cpu, memory_bytes: What is offered; `None`: the machine's.
         gpus: How many, or "auto" to look.
@@ -52,6 +53,7 @@ class WorkerConfig:
     state_dir: Path = field(default_factory=default_state_dir)
     runtime: str = "auto"
     image: str | None = None
+    mounts: tuple[str, ...] = ()
     python: str | None = None
     cpu: float | None = None
     memory_bytes: int | None = None

@@ -6,12 +6,13 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fluster.cluster.attempt import files
 from fluster.cluster.docker import labels
+from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.worker.runtime import AttemptStart
 
 NOBODY = 65534
@@ -51,7 +52,9 @@ def _tree(root: Path) -> Iterator[Path]:
         yield from (Path(top, name) for name in (*directories, *names))
 
 
-def container_config(attempt: AttemptStart, image: str, worker: str, cpu_quota: bool) -> dict[str, Any]:
+def container_config(
+    attempt: AttemptStart, image: str, worker: str, cpu_quota: bool, mounts: Sequence[Mount] = ()
+) -> dict[str, Any]:
     """What the engine is told."""
     limits, user = attempt.limits, container_user()
     memory = max(_MIN_MEMORY, limits.memory_bytes) if limits.memory_bytes is not None else 0
@@ -81,6 +84,7 @@ def container_config(attempt: AttemptStart, image: str, worker: str, cpu_quota: 
             "SecurityOpt": ["no-new-privileges"],
             "LogConfig": {"Type": "none"},
             "Binds": _binds(attempt),
+            "Mounts": [each.for_engine() for each in mounts],
             "DeviceRequests": _gpus(attempt),
         },
     }

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 from fluster.cluster.attempt import lease
+from fluster.cluster.docker.engine import find_socket
+from fluster.cluster.docker.mounts import Mount, check_mounts
 from fluster.cluster.worker import network
 from fluster.cluster.worker.config import WorkerConfig
 from fluster.cluster.worker.docker_runtime import DockerRuntime
@@ -110,12 +112,26 @@ async def _end(state_dir: Path) -> None:
             await manager.close()
 
 
+def _mounts(config: WorkerConfig) -> list[Mount]:
+    if config.mounts and config.runtime == "process":
+        raise ValueError("--mount is for containers, and --runtime process has none")
+    mounts = [Mount.parse(each) for each in config.mounts]
+    if mounts:
+        check_mounts(mounts, [find_socket(), config.state_dir])
+    return mounts
+
+
 def _runtime(config: WorkerConfig) -> Runtime:
     # The same for a restarted worker: its attempts' control groups bear it.
     name = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
     lease_file = None if config.controller is None else config.state_dir / lease.NAME
     containers = DockerRuntime(
-        name, image=config.image, cpu_quota=config.cpu_quota, lease=lease_file, lifeline_fd=config.lifeline_fd
+        name,
+        image=config.image,
+        mounts=_mounts(config),
+        cpu_quota=config.cpu_quota,
+        lease=lease_file,
+        lifeline_fd=config.lifeline_fd,
     )
     if config.runtime == "docker":
         return containers

@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from fluster.cluster.attempt import files, proc
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine
+from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.docker.shim import STARTED, ContainerSpec
 from fluster.cluster.worker.container_config import container_config, lay_out
 from fluster.cluster.worker.docker_images import DockerImages
@@ -46,6 +48,7 @@ class DockerRuntime:
     Args:
         name: Tells this worker's containers from another's; a restarted worker has the same.
         image: Of attempts that ask for none; default: a public Python image of this interpreter's version.
+        mounts: Directories of this machine that all attempts see.
         cpu_quota: Attempts get no more than their cpu, even when cores are idle.
         time_limit_grace_s: Between SIGTERM and SIGKILL when an attempt's time is over.
         lease: File that says until when attempts may run; `None`: for as long as they like.
@@ -58,6 +61,7 @@ class DockerRuntime:
         name: str = "worker",
         *,
         image: str | None = None,
+        mounts: Sequence[Mount] = (),
         cpu_quota: bool = False,
         time_limit_grace_s: float = TIME_LIMIT_GRACE_S,
         lease: Path | None = None,
@@ -65,6 +69,7 @@ class DockerRuntime:
         engine: Engine | None = None,
     ) -> None:
         self._name = name
+        self._mounts = tuple(mounts)
         self._cpu_quota = cpu_quota
         self._time_limit_grace_s = time_limit_grace_s
         self._lease = lease
@@ -164,7 +169,7 @@ class DockerRuntime:
         spec = ContainerSpec(
             name=f"fluster-{self._name}-{start.uid}",
             socket=str(self.engine.socket),
-            config=container_config(start, image, self._name, self._cpu_quota),
+            config=container_config(start, image, self._name, self._cpu_quota, self._mounts),
             interpreter="" if start.command is not None else start.python or "python3",
             memory_bytes=start.limits.memory_bytes,
             time_s=start.limits.time_s,

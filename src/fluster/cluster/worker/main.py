@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _config(arguments: argparse.Namespace) -> WorkerConfig:
     given = {key: value for key, value in vars(arguments).items() if key != "command" and value is not None}
-    given["job_groups"] = tuple(given.get("job_groups", ()))
+    for several in ("job_groups", "mounts"):
+        given[several] = tuple(given.get(several, ()))
     config = WorkerConfig(**{**given, "state_dir": (given.get("state_dir") or WorkerConfig().state_dir).absolute()})
     if config.cpu is not None:
         check_cpu(config.cpu)
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--state-dir", type=Path)
     serve.add_argument("--runtime", choices=("auto", "process", "docker"))
     serve.add_argument("--image", help="of attempts in containers that ask for none")
+    serve.add_argument("--mount", dest="mounts", action="append", metavar="DIR[:DIR[:ro]]", help="which containers see")
     serve.add_argument("--python", metavar="PATH", help="interpreter of callables that ask for none")
     serve.add_argument("--cpu", type=float)
     serve.add_argument("--memory", dest="memory_bytes", type=_memory)
