@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SPIN_S = 100e-6
-"""What a small call takes on a slow machine. Each look yields, so that whoever has work on this core gets it first."""
+SPIN_S = 200e-6
+"""What a small call takes on a slow machine, encrypted. Each look yields: whoever has work on this core goes first."""
 _SKIPPED = 32
 """So many waits sleep at once after one look in vain: where messages come rarely, looking costs a few microseconds."""
 

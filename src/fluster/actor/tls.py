@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,8 @@ _PIECE = 256 << 10
 _RECORD = 16 << 10
 _BULK_FROM = 64 << 10
 _HEADER_BYTES = 5
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
+"""No enum: of one, asking for the flag takes as long as encrypting a small call."""
 
 
 class TlsSocket:
@@ -43,8 +45,12 @@ class TlsSocket:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        # Bound once: a small call is mostly Python, and each look-up costs.
-        self._encrypt_small, self._decrypt = self._ssl.write, self._ssl.read
+        # Bound once, and without the layer of Python around the library: each step costs a small call.
+        inner: Any = self._ssl._sslobj  # type: ignore[attr-defined]
+        self._encrypt_small, self._take_encrypted = inner.write, self._outgoing.read
+        self._give_encrypted = self._incoming.write
+        self._decrypt: Callable[[int], bytes] = inner.read
+        self._send_now, self._receive_now = sock.send, sock.recv
         self._turning = threading.Lock()
         self._sending = threading.Lock()
         self._plain = b""
@@ -82,8 +88,21 @@ class TlsSocket:
             OSError: As the socket.
         """
         if size >= _BULK_FROM:
-            if not self._plain:
-                return self._receive_all()
+            while not self._plain:
+                # A larger piece of memory would be mapped and given back each time.
+                data = self._receive_now(_BULK_FROM)
+                if not data:
+                    return b""
+                with self._turning:
+                    self._give_encrypted(data)
+                    try:
+                        plain = self._decrypt(_RECORD)
+                    except ssl.SSLWantReadError:
+                        continue
+                    except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                        return b""
+                    # Nearly always: one record, and nothing else.
+                    return plain + (self._decrypted() or b"") if self._incoming.pending else plain
             plain, self._plain = self._plain, b""
             return plain
         # Record by record: what follows a greeting must be found by whoever polls for it.
@@ -91,17 +110,6 @@ class TlsSocket:
             self._plain = self._receive_record()
         plain, self._plain = self._plain[:size], self._plain[size:]
         return plain
-
-    def _receive_all(self) -> bytes:
-        while True:
-            data = self._sock.recv(_BULK_FROM)  # a larger piece of memory would be mapped and given back each time
-            if not data:
-                return b""
-            with self._turning:
-                self._incoming.write(data)
-                plain = self._decrypted()
-            if plain is not None:
-                return plain
 
     def _receive_record(self) -> bytes:
         while True:
@@ -154,17 +162,21 @@ class TlsSocket:
             BlockingIOError: It takes nothing now.
             OSError: As the socket.
         """
-        if not self._sending.acquire(not flags & socket.MSG_DONTWAIT):
+        if not self._sending.acquire(not flags & _DONT_WAIT):
             raise BlockingIOError
         try:
             if not (self._unsent or self._debt) and isinstance(data, bytes) and len(data) <= _RECORD:
                 with self._turning:
                     self._encrypt_small(data)
-                    encrypted = self._outgoing.read()
-                self._unsent = encrypted
-                if self._flush(flags):
+                    encrypted = self._take_encrypted()
+                try:
+                    sent = self._send_now(encrypted, flags)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(encrypted):
                     return len(data)
-                return self._hold_back(len(data))
+                self._unsent = memoryview(encrypted)[sent:]
+                return len(data) if self._flush(flags) else self._hold_back(len(data))
             if not self._flush(flags):
                 raise BlockingIOError
             view = memoryview(data).cast("B")
@@ -215,7 +227,7 @@ class TlsSocket:
         """Whether all that is encrypted has gone out."""
         while self._unsent:
             try:
-                sent = self._sock.send(self._unsent, flags)
+                sent = self._send_now(self._unsent, flags)
             except BlockingIOError:
                 return False
             self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
