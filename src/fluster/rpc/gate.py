@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ipaddress
 import itertools
+import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -32,6 +34,7 @@ STOPPING = "the server is stopping"
 _CONTENT_TYPES = frozenset(
     ("application/json", "application/proto", "application/connect+json", "application/connect+proto")
 )
+_COMPRESSED, _END = 0b01, 0b10  # bits of an envelope's first byte
 _STATUS = {"unauthenticated": 401, "not_permitted": 403, "unavailable": 503}
 
 
@@ -53,6 +56,7 @@ class _Call:
     scope: Scope
     request_id: str
     told: bool = False
+    handled: bool = False
 
 
 _ID_HEADER = b"x-request-id"
@@ -63,7 +67,9 @@ _call: ContextVar[_Call] = ContextVar("fluster_rpc_call")
 
 def current_identity(kind: type[T]) -> T:
     """Who asks, as `authenticate` said; for handlers only."""
-    identity = _call.get().identity
+    call = _call.get()
+    call.handled = True
+    identity = call.identity
     if not isinstance(identity, kind):
         raise TypeError(f"the caller is a {type(identity).__name__}, not a {kind.__name__}")
     return identity
@@ -170,7 +176,7 @@ class Gate:
         connection: EdgeProtocol | None = scope.get("state", {}).get("connection")
         if connection is not None:
             connection.authenticated()
-        await self._serve(scope, receive, send, identity)
+        await self._serve(scope, headers, receive, send, identity)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what comes, let what runs finish for `grace_s`, then end it as unavailable."""
@@ -180,7 +186,9 @@ class Gate:
         for task in self._tasks:
             task.cancel()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, identity: object) -> None:
+    async def _serve(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send, identity: object
+    ) -> None:
         application = self._applications.get(scope["path"].rpartition("/")[0])
         if application is None:
             await _respond(send, 404, b"no such service", b"text/plain; charset=utf-8")
@@ -190,14 +198,20 @@ class Gate:
         assert task is not None
         self._tasks.add(task)
         call = _Call(identity, self, scope, name.decode())
+        streams = _content_type(headers).startswith("application/connect+")
         _call.set(call)
 
         async def watched(message: Any) -> None:
             # What the RPC library refuses by itself: a body it cannot take, an RPC there is not.
             if message["type"] == "http.response.start":
                 if is_refusal(message["status"]) and not call.told:
+                    call.told = True
                     self._tell(refusal_by_status(message["status"]), scope["path"], _peer(scope), call.request_id)
                 message["headers"] = [*message["headers"], (_ID_HEADER, name)]
+            elif streams and not (call.handled or call.told) and (error := _refusal_by_end(message.get("body", b""))):
+                # Of a stream it says 200 in any case.
+                call.told = True
+                self._tell(error, scope["path"], _peer(scope), call.request_id)
             await send(message)
 
         try:
@@ -244,10 +258,24 @@ class Gate:
 def _check_request(scope: Scope, headers: Mapping[str, str]) -> tuple[WireError | None, int]:
     if scope["method"] != "POST":
         return refusal("invalid_argument", "RPCs are POST requests"), 405
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in _CONTENT_TYPES:
+    if _content_type(headers) not in _CONTENT_TYPES:
         return refusal("invalid_argument", "the content type of an RPC is application/json or application/proto"), 415
     return None, 200
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _refusal_by_end(envelope: bytes) -> WireError | None:
+    """The refusal that ends a stream of which no handler has seen the request; `None`: this is no such end."""
+    if not envelope or not envelope[0] & _END:
+        return None
+    content = envelope[5:]
+    error = json.loads(gzip.decompress(content) if envelope[0] & _COMPRESSED else content).get("error")
+    if error is None or error["code"] in ("canceled", "deadline_exceeded", "unavailable"):
+        return None
+    return WireError(error["code"], "what was sent is no request of a stream", "other")
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

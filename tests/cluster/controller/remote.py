@@ -78,9 +78,9 @@ class Api:
         content_type = "application/json" if as_json else "application/proto"
         return self.post_bytes(_method_of(request)[0], body, content_type)
 
-    def post_bytes(self, method: str, body: bytes, content_type: str = "application/json") -> Reply:
+    def post_bytes(self, method: str, body: bytes, content_type: str = "application/json", **more: str) -> Reply:
         connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=WITHIN_S)
-        headers = {"content-type": content_type}
+        headers = {"content-type": content_type, **more}
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         try:

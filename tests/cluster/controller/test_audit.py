@@ -7,6 +7,7 @@ import http.client
 import socket
 from typing import Any
 
+import pytest
 from tests.cluster.controller.remote import SERVICE, Site, job_spec, launch, new_id, terminate, wait_for
 
 from fluster.cluster.controller import refusals
@@ -87,6 +88,39 @@ def test_a_refused_request_is_told_once(alone: Site) -> None:
     terminate(alone.admin, job_id)
 
 
+@pytest.mark.parametrize("accepted", ["identity", "gzip"])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\0\0\0\0\3\xff\xff\xff", "invalid_argument"),
+        (b"", "unimplemented"),
+        (b"\0\0\0\0\0" * 2, "unimplemented"),
+        (b"\1\0\0\0\3abc", "internal"),
+    ],
+    ids=["no message", "none", "two", "compressed without saying so"],
+)
+def test_a_malformed_body_of_a_stream_is_told_as_any_other(alone: Site, sent: bytes, code: str, accepted: str) -> None:
+    alice = alone.user("alice")
+    more = {"connect-accept-encoding": accepted}
+    assert alice.post_bytes("FetchLogs", sent, "application/connect+proto", **more).status == 200
+
+    assert refused(alone, "'FetchLogs': ").actor == "user:alice"
+
+
+def test_who_looks_for_what_is_not_there_is_no_audit_matter_and_who_looks_at_anothers_is(alone: Site) -> None:
+    alice, bob = alone.user("alice"), alone.user("bob")
+    job_id = launch(alice, name="hers", cpu=1000.0)
+    for absent in (pb.GetJobStatusRequest(job_id="hers"), pb.ExplainJobRequest(job_id="hers")):
+        assert bob.post(absent).code == "not_found"
+    assert bob.post(pb.GetJobStatusRequest(job_id=job_id)).code == "not_found"
+    assert bob.post(pb.TerminateJobRequest(request_id=new_id(), job_id="hers")).code == "not_found"
+
+    refused(alone, "TerminateJob: not_found", actor="user:bob")
+    assert refused(alone, "GetJobStatus: not_found", actor="user:bob").job_id == job_id
+    assert len([each for each in audit(alone, actor="user:bob") if each.kind == refusals.KIND]) == 2
+    terminate(alone.admin, job_id)
+
+
 def test_a_foreign_host_is_told_of_too(shared: Site) -> None:
     host, port = shared.address.removeprefix("http://").split(":")
     head = f"POST /{SERVICE}/ListJobs HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 0\r\n\r\n"
@@ -143,10 +177,10 @@ def test_a_flood_becomes_few_lines(alone: Site) -> None:
 def test_no_secret_gets_into_it(alone: Site) -> None:
     token = alone.user("alice").token
     assert token is not None
-    alone.admin.post(pb.GetJobStatusRequest(job_id=token))
+    alone.admin.post(pb.TerminateJobRequest(request_id=new_id(), job_id=token))
     alone.api(None).post_bytes(token, b"{}")
 
-    line = refused(alone, "GetJobStatus: not_found")
+    line = refused(alone, "TerminateJob: not_found")
     assert "flu_user-" in line.message
     refused(alone, "unauthenticated")
     secret = token.rpartition("_")[2]
@@ -155,7 +189,7 @@ def test_no_secret_gets_into_it(alone: Site) -> None:
 
 def test_refused_requests_are_kept_up_to_a_number(alone: Site) -> None:
     for number in range(12):
-        alone.admin.post(pb.GetJobStatusRequest(job_id=f"j{number}"))
+        alone.admin.post(pb.TerminateJobRequest(request_id=new_id(), job_id=f"j{number}"))
     refused(alone, "'j11'")
     assert alone.server._running is not None
     store: Store = alone.server._running.controller.store

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from fluster.cluster.controller.tls import ServerTls
 
 
+class HiddenJob(JobNotFound):
+    """There is one, which the caller must not learn: for the journal alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Controller:
     """One controller's parts.
@@ -125,8 +129,10 @@ class Controller:
             JobNotFound: There is none, or it is somebody else's: the two look the same.
         """
         job = self.find_job(check_id(job_id, "job_id"))
-        if job is None or not self.may_see(who, job):
+        if job is None:
             raise JobNotFound(job_id)
+        if not self.may_see(who, job):
+            raise HiddenJob(job_id)
         return job
 
     def own_job(self, who: Identity, job_id: str) -> JobRow:

@@ -24,7 +24,7 @@ from fluster.cluster.controller.outcomes import Outcomes
 from fluster.cluster.controller.sync import Workers
 from fluster.cluster.controller.token_rpcs import Tokens
 from fluster.cluster.tokens import TokenKind, without_secrets
-from fluster.errors import FlusterError, RemoteFault, Unreachable
+from fluster.errors import FlusterError, JobNotFound, RemoteFault, Unreachable
 from fluster.rpc.errors import code_of, refusal
 from fluster.rpc.gate import UNAUTHENTICATED, client_names, current_peer, refusal_is_told, request_id
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb as pb
@@ -33,6 +33,9 @@ from fluster.rpc.gen.fluster.cluster.v1.controller_connect import ControllerServ
 _Context = RequestContext[Any, Any]
 
 _log = logging.getLogger(__name__)
+
+_LOOKS = frozenset(("GetJobStatus", "ExplainJob", "FetchLogs", "GetResult", "ListEvents", "WaitJobs"))
+"""To look for a job that is not there is no matter of the audit; to look at somebody else's is."""
 
 
 class Authorization:
@@ -82,6 +85,9 @@ class Authorization:
         if isinstance(error, FlusterError | ValueError | ConnectError) and not isinstance(
             error, Unreachable | RemoteFault
         ):
+            if type(error) is JobNotFound and rpc in _LOOKS:
+                refusal_is_told()  # a name instead of an id, or a typing error, denied nothing to anybody
+                raise error
             code = error.code.value if isinstance(error, ConnectError) else code_of(error)
             if code is not None:
                 self._note(who, rpc, f"{code}: {getattr(error, 'message', error)}", request)
