@@ -1,14 +1,16 @@
 """What it costs that each call is authenticated: the same calls with the check and with it left out. Asserts nothing.
 
-python benchmarks/authentication.py [--calls 200] [--rounds 40]
+python benchmarks/authentication.py [--calls 40] [--rounds 200]
 
-The server answers a call that costs least, to a client in a process of its own, over one kept connection. Rounds with
-and without the check take turns, so that both see the same machine; what is compared are the medians of all calls.
+The server answers a call that costs least, to a client in a process of its own, over one kept connection. Rounds
+with and without the check take turns, so that both see the same machine. Compared are the medians of two rounds that
+follow each other; of these ratios the median is told, and where it lies with 95 % confidence.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import subprocess
 import sys
@@ -61,8 +63,14 @@ def client() -> None:
         print(" ".join(f"{each:.1f}" for each in taken), flush=True)
 
 
+def median_between(ratios: list[float]) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence, by what medians of as many drawn from them have."""
+    drawn = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return drawn[50], drawn[-51]
+
+
 def measure(address: str, token: str, identity: Identity, calls: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Microseconds of the calls with the check, and without."""
+    """Median microseconds of the rounds with the check, and without."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -76,10 +84,13 @@ def measure(address: str, token: str, identity: Identity, calls: int, rounds: in
 
     print(address, token, file=process.stdin, flush=True)
     ask()
-    for _ in range(rounds):
-        with_check += ask()
-        with left_out(identity):
-            without += ask()
+    for number in range(rounds):
+        for checks in (True, False) if number % 2 else (False, True):
+            if checks:
+                with_check.append(statistics.median(ask()))
+            else:
+                with left_out(identity):
+                    without.append(statistics.median(ask()))
     process.stdin.close()
     process.wait()
     return with_check, without
@@ -96,8 +107,8 @@ def user_token(server: ControllerServer) -> str:
 def main() -> None:
     """Prints both, and the ratio."""
     parser = argparse.ArgumentParser(description="What authentication costs.")
-    parser.add_argument("--calls", type=int, default=200, help="of each round")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=40, help="of each round")
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client:
@@ -111,11 +122,13 @@ def main() -> None:
                 Identity(TokenKind.USER, user="alice", namespace=Namespace("alice")),
             ),
         }
-        print(f"{'one call, p50':20}{'checked':>12}{'left out':>12}{'ratio':>8}")
+        print(f"{'one call, p50':20}{'checked':>12}{'left out':>12}{'ratio':>8}{'between':>16}")
         for who, (token, identity) in callers.items():
             checked, left = measure(server.address, token(), identity, arguments.calls, arguments.rounds)
-            one, other = statistics.median(checked), statistics.median(left)
-            print(f"{who:20}{one:9.1f} us{other:9.1f} us{one / other:8.3f}")
+            ratios = [one / other for one, other in zip(checked, left, strict=True)]
+            low, high = median_between(ratios)
+            figures = f"{statistics.median(checked):9.1f} us{statistics.median(left):9.1f} us"
+            print(f"{who:20}{figures}{statistics.median(ratios):8.3f}{low:9.3f}-{high:.3f}", flush=True)
 
 
 if __name__ == "__main__":
