@@ -331,3 +331,72 @@ def test_a_worker_that_cannot_keep_jobs_apart_does_not_start(options: list[str],
     command = [sys.executable, "-P", "-m", "fluster.cluster.worker", "serve", "--state-dir", str(tmp_path / "w")]
     ran = subprocess.run([*command, *options], capture_output=True, text=True, timeout=WITHIN_S, check=False)
     assert (ran.returncode, reason in ran.stderr, ran.stderr.count("\n")) == (2, True, 1), ran.stderr
+
+
+def serves(state: Path, *options: str) -> tuple[list[str], dict[str, str]]:
+    """The command of a controller that starts its workers itself, and its variables."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FLUSTER_")}
+    command = [an_open_python(), "-P", "-m", "fluster.cluster.controller", "serve", "--state-dir", str(state)]
+    command += ["--port", "0", "--backend", "local", "--workers", "2", "--cpu", "2", *options]
+    return command, {**environ, "PYTHONPATH": os.pathsep.join(PACKAGES)}
+
+
+def test_a_controller_gives_its_own_workers_job_users_and_none_twice(place: Path) -> None:
+    state = place / "local"
+    command, environ = serves(state, "--job-users", "713000-713039")
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        with Cluster(told["address"], token=Path(told["token_file"]).read_text().strip()) as cluster:
+            wait_until(lambda: len(cluster.workers()) == 2, "two workers")
+            one_core = ResourceConfig.with_cpu(cpu=1, memory="200MB")  # so that each worker has one of them
+
+            def look() -> tuple[int, bool]:
+                return os.getuid(), os.access(str(state), os.R_OK | os.X_OK)
+
+            jobs = [cluster.submit(JobRequest("look", Entrypoint.from_callable(look), one_core)) for _ in range(2)]
+            found = [job.result(WITHIN_S) for job in jobs]
+    finally:
+        process.terminate()
+        process.communicate(timeout=WITHIN_S)
+    assert all(713_000 <= user <= 713_039 for user, _ in found)
+    assert [reads for _, reads in found] == [False, False]
+    assert state.stat().st_mode & 0o777 == 0o700
+    given = [json.loads(file.read_text())["job_users"] for file in (place / "local-workers").glob("*/allocation.json")]
+    assert sorted(given) == ["713000-713019", "713020-713039"]
+
+    # Its jobs would go on as users that nobody thinks of.
+    without, environ = serves(state)
+    refused = subprocess.run(without, env=environ, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert refused.returncode == 2
+    assert "were started with other --job-users" in refused.stderr
+    end = [*command[: command.index("serve")], "end", "--state-dir", str(state)]
+    subprocess.run(end, env=environ, check=True, timeout=WITHIN_S)
+    assert not (place / "local-workers").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--job-users", "713000-713002"], "too few for 2 workers"),
+        (["--job-users", "0-5"], "uids from 1000"),
+        (["--backend", "none", "--job-users", "713000-713039"], "for --backend local"),
+    ],
+)
+def test_job_users_that_a_controller_cannot_give_are_refused_at_its_start(
+    place: Path, options: list[str], why: str
+) -> None:
+    command, environ = serves(place / "refused", *options)
+    refused = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert refused.returncode == 2
+    assert why in refused.stderr
+
+
+def test_a_state_directory_that_job_users_cannot_pass_beside_is_refused(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    command, environ = serves(closed / "state", "--job-users", "713000-713039")
+    refused = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert refused.returncode == 2
+    assert f"job users cannot pass {closed}" in refused.stderr

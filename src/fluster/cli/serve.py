@@ -56,6 +56,7 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
 @click.option(
     "--workers", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Of this machine, at most."
 )
+@click.option("--job-users", metavar="FIRST-LAST", help="--backend local, as root: each job's process is one of these.")
 @click.option("--worker-image", metavar="IMAGE", help="What containers run.  [default: built with this Fluster]")
 @click.option(
     "--worker-python", metavar="P", help="Interpreter in containers of functions that ask for none.  [default: python3]"
@@ -90,6 +91,7 @@ def controller_serve(
     state_dir: Path | None,
     backend: str,
     workers: int,
+    job_users: str | None,
     worker_image: str | None,
     worker_python: str | None,
     mounts: tuple[str, ...],
@@ -123,6 +125,7 @@ def controller_serve(
             port=port,
             backend=backend,
             workers=workers,
+            job_users=job_users,
             worker_image=worker_image,
             worker_python=worker_python,
             mounts=mounts,

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _WORKERS, _ALLOCATION, _JOIN_TOKEN, _CONTROLLER = "workers", "allocation.json", "join.token", "controller.url"
+_CACHE = "cache"
 _ONLY_ONE = AllocationId("local")
 _LOOK_S = 0.02
 # From SIGTERM on a worker has its attempts' grace and some time of its own.
@@ -50,6 +51,7 @@ class _Allocation:
     memory_bytes: int
     gpus: int | str
     port: int
+    job_users: str | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ class LocalBackend:
         python: Interpreter of the workers' daemons.
         lifeline_fd: Passed on to workers: once it reads end of file they end with all they run.
         lease_s: Workers end when nothing runs and there has been no controller for so long.
+        job_users: Each worker's are one of these `FIRST-LAST`; empty: jobs run as the user of this process. Workers'
+            directories then lie beside `state_dir`, which others may not pass, in one that they may.
     """
 
     def __init__(
@@ -84,9 +88,12 @@ class LocalBackend:
         python: str = sys.executable,
         lifeline_fd: int | None = None,
         lease_s: float = 300.0,
+        job_users: Sequence[str] = (),
     ) -> None:
         self._temporary = tempfile.mkdtemp(prefix="fluster-local-") if state_dir is None else None
-        self._workers = Path(self._temporary or state_dir or "") / _WORKERS
+        base = Path(self._temporary or state_dir or "")
+        self._workers = open_directory(base) if job_users else base / _WORKERS
+        self._job_users = job_users
         self._controller_url = controller_url
         self._join_token = join_token
         self._python = python
@@ -159,7 +166,8 @@ class LocalBackend:
     def _found(self) -> dict[VMId, _Vm]:
         """The VMs; the first time those that an earlier process left."""
         if self._vms is None:
-            self._workers.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._workers.mkdir(mode=self._mode, parents=True, exist_ok=True)
+            os.chmod(self._workers, self._mode)  # whatever the umask
             self._vms = {}
             for name in sorted(os.listdir(self._workers)):
                 if (allocation := _read_allocation(self._workers / name)) is not None:
@@ -170,12 +178,27 @@ class LocalBackend:
         gpus: int | str = resources.device.count if isinstance(resources.device, GpuConfig) else 0
         if not gpus and not self._found():
             gpus = "auto"  # this machine's GPUs, if any, are the first worker's
-        allocation = _Allocation(resources.cpu, resources.memory_bytes, gpus, network.free_port(_HOST))
+        port, users = network.free_port(_HOST), self._free_users()
+        allocation = _Allocation(resources.cpu, resources.memory_bytes, gpus, port, users)
         directory = self._workers / vm_id
-        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=self._mode, exist_ok=True)
         # Last: a directory without it was never a VM.
         write_atomically(directory / _ALLOCATION, json.dumps(asdict(allocation)).encode())
         return allocation
+
+    @property
+    def _mode(self) -> int:
+        return 0o711 if self._job_users else 0o700
+
+    def _free_users(self) -> str | None:
+        """Job users that no other worker has."""
+        if not self._job_users:
+            return None
+        taken = {vm.allocation.job_users for vm in self._found().values()}
+        free = next((each for each in self._job_users if each not in taken), None)
+        if free is None:
+            raise FlusterError("all job users of this machine are other workers'")
+        return free
 
     def _keep(self, vm_id: VMId, allocation: _Allocation) -> _Vm:
         directory = self._workers / vm_id
@@ -219,6 +242,8 @@ class LocalBackend:
         command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
         command += ["--cpu", str(allocation.cpu), "--memory", str(allocation.memory_bytes)]
         command += ["--gpus", str(allocation.gpus)]
+        if allocation.job_users is not None:
+            command += ["--job-users", allocation.job_users, "--cache-dir", str(self._workers / _CACHE)]
         if self._controller_url is not None:
             command += ["--controller", self._controller_url, "--allocation-id", vm_id]
             command += ["--exit-when-idle", str(self._lease_s)]
@@ -263,12 +288,24 @@ def stop_local_workers(state_dir: Path | str, python: str = sys.executable, *, p
         python: Interpreter of worker daemons.
         patience_s: For workers whose lifeline has ended, which they see by themselves.
     """
-    workers = Path(state_dir) / _WORKERS
-    for directory in sorted(workers.glob("*")):
-        processes.end_worker(directory, python, patience_s=patience_s, grace_s=_END_GRACE_S)
-        delete(directory)
-    with contextlib.suppress(OSError):
-        os.rmdir(workers)
+    for workers in (Path(state_dir) / _WORKERS, open_directory(Path(state_dir))):
+        for directory in sorted(workers.glob("*")):
+            processes.end_worker(directory, python, patience_s=patience_s, grace_s=_END_GRACE_S)
+            delete(directory)
+        with contextlib.suppress(OSError):
+            os.rmdir(workers)
+
+
+def open_directory(state_dir: Path) -> Path:
+    """Where workers live whose jobs have users of their own."""
+    return state_dir.with_name(f"{state_dir.name}-workers")
+
+
+def kept_job_users(state_dir: Path) -> set[str | None]:
+    """Those of the workers that are there from before; `None`: one whose jobs have no users of their own."""
+    places = (state_dir / _WORKERS, open_directory(state_dir))
+    found = (_read_allocation(directory) for workers in places for directory in workers.glob("*"))
+    return {allocation.job_users for allocation in found if allocation is not None}
 
 
 def _read_allocation(directory: Path) -> _Allocation | None:

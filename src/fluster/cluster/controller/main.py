@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluster.cluster.backend.docker import DockerBackend, cluster_name, stop_docker_workers
-from fluster.cluster.backend.local import LocalBackend, stop_local_workers
+from fluster.cluster.backend.local import LocalBackend, kept_job_users, open_directory, stop_local_workers
 from fluster.cluster.controller.core.rows import Offer, Resources
 from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.machine import this_machine
@@ -29,6 +29,8 @@ from fluster.cluster.docker.mounts import Mount, check_mounts
 from fluster.cluster.docker.network import provide_network
 from fluster.cluster.ids import Namespace
 from fluster.cluster.validation import check_cpu, check_int, check_name, check_seconds, parse_bytes
+from fluster.cluster.worker.jobusers import UserRange
+from fluster.cluster.worker.trial import closed_to_others
 from fluster.errors import FlusterError
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class ServeOptions:
         cpu: Cores of all of this machine's workers together; `None`: the machine's.
         memory: Likewise, in bytes.
         python: Interpreter of local workers' daemons.
+        job_users: `FIRST-LAST`: each process of a job of the local workers, which run as root, is one of these; `None`:
+            this process's user.
         lifeline_fd: When its other end closes, everything ends: workers, jobs, this process.
         ephemeral: Remove the state directory when the lifeline ends it.
         shut_down_before: See `ControllerConfig`.
@@ -74,6 +78,7 @@ class ServeOptions:
     cpu: float | None = None
     memory: int | None = None
     python: str = sys.executable
+    job_users: str | None = None
     worker_lease_s: float = 300.0
     take_over: bool = False
     insecure_plaintext_network: bool = False
@@ -99,6 +104,7 @@ def run(options: ServeOptions) -> int:
     """
     _check_bind(options)
     _check_containers(options)
+    _check_job_users(options)
     return asyncio.run(_serve(options))
 
 
@@ -147,6 +153,35 @@ def _check_containers(options: ServeOptions) -> None:
         check_mounts(_mounts(options), [find_socket(), options.state_dir])
     elif options.mounts or options.worker_python is not None:
         raise ValueError("--mount and --worker-python are for --backend docker: the others run no containers")
+
+
+def _check_job_users(options: ServeOptions) -> None:
+    if options.backend != "local":
+        if options.job_users is not None:
+            raise ValueError("--job-users is for --backend local: containers, and workers that join, have their own")
+        return
+    shares = _job_users(options)
+    known: set[str | None] = {*shares} or {None}
+    if not kept_job_users(options.state_dir) <= known:
+        raise ValueError(
+            f"the workers of {options.state_dir} were started with other --job-users, or divided among other --workers,"
+            " and so were their jobs: give the same again, or end them first (`python -m fluster.cluster.controller end"
+            f" --state-dir {options.state_dir}`)"
+        )
+    if not shares:
+        return
+    if os.geteuid() != 0:
+        raise ValueError("--job-users needs root: only root may start processes of other users")
+    if (closed := closed_to_others(open_directory(options.state_dir) / "worker")) is not None:
+        raise ValueError(
+            f"job users cannot pass {closed}, where the workers' directories would be: give a --state-dir where all may"
+            " go, below /var/lib, for example; the directory itself stays closed"
+        )
+
+
+def _job_users(options: ServeOptions) -> list[str]:
+    """Of each local worker."""
+    return [] if options.job_users is None else UserRange.parse(options.job_users).shares(options.workers)
 
 
 def _mounts(options: ServeOptions) -> list[Mount]:
@@ -264,6 +299,7 @@ def _backend(options: ServeOptions) -> MakeBackend | None:
         python=options.python,
         lifeline_fd=options.lifeline_fd,
         lease_s=options.worker_lease_s,
+        job_users=_job_users(options),
     )
 
 
@@ -307,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--cpu", type=float)
     serve.add_argument("--memory", type=lambda text: parse_bytes(int(text) if text.isdigit() else text, "memory"))
     serve.add_argument("--python")
+    serve.add_argument("--job-users", metavar="FIRST-LAST")
     serve.add_argument("--worker-lease", dest="worker_lease_s", type=float)
     serve.add_argument("--take-over", action="store_true")
     serve.add_argument("--insecure-plaintext-network", action="store_true")

@@ -43,6 +43,18 @@ class UserRange:
                 )
         return cls(first, last, tuple(groups))
 
+    def shares(self, workers: int) -> list[str]:
+        """As many ranges, for workers of one machine: one uid must not be two jobs'.
+
+        Raises:
+            ValueError: They are too few.
+        """
+        each = self.count // workers
+        if each < 2:
+            raise ValueError(f"job users {self.first}-{self.last} are too few for {workers} workers: 2 each at least")
+        begins = [self.first + number * each for number in range(workers)]
+        return [f"{begin}-{begin + each - 1}" for begin in begins]
+
     @property
     def count(self) -> int:
         """How many there are."""
