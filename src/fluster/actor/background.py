@@ -42,7 +42,7 @@ class Clock:
                 self._thread.start()
 
     def close(self) -> threading.Thread | None:
-        """Lets the thread end; it is returned."""
+        """Lets the thread end, with no future left; it is returned."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -55,7 +55,7 @@ class Clock:
             with self._changed:
                 if due is None:
                     due = self._expire()  # one may have come since
-                if due is None and (idle or self._closed):
+                if self._closed or (due is None and idle):  # closed while it looked: what was due is not any more
                     self._thread = None
                     return
                 idle = due is None
