@@ -4,14 +4,19 @@ import contextlib
 import json
 import os
 import signal
+import site
 import socket
 import subprocess
+import sys
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Fluster, wait_until
 
+import fluster
 from fluster.cluster.config import load_configuration
 
 
@@ -294,3 +299,19 @@ def test_a_worker_with_a_wrong_or_expired_token_is_refused_with_4(alone: Fluster
         assert "Traceback" not in ran.stderr
         assert token.strip() not in ran.stderr
     end(controller)
+
+
+def test_functions_run_in_the_interpreter_that_up_was_given(standing: Fluster) -> None:
+    theirs = standing.directory / "theirs"
+    venv.create(theirs, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(theirs), "platbase": str(theirs)}))
+    (packages / "these.pth").write_text("\n".join([*site.getsitepackages(), str(Path(fluster.__file__).parents[1])]))
+    python = str(theirs / "bin" / "python")
+    assert standing("up", "--python", python).code == 0
+    script = (
+        "import sys; from fluster import current_cluster as c; print(c().submit(lambda: sys.executable).result(60))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=standing.environ, capture_output=True, text=True, timeout=60
+    )
+    assert ran.stdout.strip() == python, ran.stderr

@@ -51,7 +51,7 @@ def test_a_cluster_in_containers_comes_up_runs_jobs_in_them_and_goes_down_with_a
     assert "no cluster" in alone("down").stderr
 
 
-@pytest.mark.parametrize("option", [("--image", "some"), ("--python", "python3"), ("--mount", "/data")])
+@pytest.mark.parametrize("option", [("--image", "some"), ("--mount", "/data")])
 def test_what_only_containers_have_is_a_usage_error_for_a_cluster_of_processes(
     alone: Fluster, option: tuple[str, str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_an_unknown_flag_is_a_usage_error_and_never_part_of_a_command(
         (["wait", "job", "--timeout", "-5"], "duration"),
         (["worker", "token", "--uses", "0"], "--uses"),
         (["up", "--backend", "docker", "--mount", "data"], "absolute"),
+        (["up", "--python", "python3"], "absolute"),
         (["up", "--backend", "docker", "--mount", "/data:/etc"], "would hide"),
         (["worker", "serve", "--controller", "localhost:1", "--mount", "/data:/x:rw"], "DIR:DIR_IN_CONTAINERS:ro"),
         (["worker", "serve"], "--controller"),

@@ -16,6 +16,8 @@ from fray.current_client import current_client
 from fray.local_backend import LocalClient
 from fray.types import ActorConfig, Entrypoint, JobRequest, ResourceConfig, create_environment
 
+from fluster.integrations.fray import convert
+
 SMALL = ResourceConfig(cpu=0.5, ram="256m")
 
 
@@ -94,6 +96,13 @@ class Actor:
         self.value = start
         self.context = current_actor()
         self.gate = threading.Event()
+        self.met, self.here = threading.Condition(), 0
+        self.called_at_start: list[int] = []
+        threading.Thread(target=lambda: self.called_at_start.append(self.context.handle.add(0))).start()
+
+    def called_itself(self) -> int:
+        until(lambda: self.called_at_start)
+        return self.called_at_start[0]
 
     def add(self, amount: int = 1) -> int:
         self.value += amount
@@ -127,6 +136,12 @@ class Actor:
     def open(self) -> None:
         self.gate.set()
 
+    def meet(self, others: int) -> int:
+        with self.met:
+            self.here += 1
+            self.met.notify_all()
+            return others if self.met.wait_for(lambda: self.here >= others, 60) else self.here
+
     def end(self, error: str = "") -> None:
         if error:
             self.context.fail(ValueError(error))
@@ -147,8 +162,10 @@ def what(call: Any) -> str:
 
 
 def actors(client: Any) -> Any:
-    actor = client.create_actor(Actor, 5, name="actor", resources=SMALL, actor_config=ActorConfig(max_concurrency=8))
+    config = ActorConfig(max_concurrency=101)
+    actor = client.create_actor(Actor, 5, name="actor", resources=SMALL, actor_config=config)
     found = {
+        "called at start": actor.called_itself(),
         "added": actor.add.remote(amount=2).result(),
         "called": actor.add(),
         "ctx": actor.ctx_is_an_argument(ctx=7),
@@ -156,6 +173,7 @@ def actors(client: Any) -> Any:
     held = actor.wait.submit()
     found["timeout"] = what(lambda: held.result(timeout=0.1))
     found["beside"] = actor.add(0)
+    found["at once"] = sum(call.result(timeout=60) == 100 for call in [actor.meet.remote(100) for _ in range(100)])
     actor.open()
     found["held"] = held.result(timeout=30)
     found["raised"] = what(actor.fails)
@@ -177,7 +195,7 @@ def calls_in_a_job(handle: Any, group: Any, path: str) -> None:
 
 
 def groups(client: Any) -> Any:
-    config = ActorConfig(max_task_retries=3)
+    config = ActorConfig(max_task_retries=1)
     group = client.create_actor_group(Actor, name="group", count=2, resources=SMALL, actor_config=config)
     first = group.wait_ready(count=1)
     everyone = group.wait_ready()
@@ -191,9 +209,9 @@ def groups(client: Any) -> Any:
     index = everyone[0].where()[1]
     held = everyone[0].wait.submit()
     os.kill(pids[index], signal.SIGKILL)
+    everyone[1].end("recorded")
     found["died"] = what(lambda: held.result(timeout=30))
     found["followed"] = everyone[0].where()[1] == index and everyone[0].where()[0] != pids[index]
-    everyone[1].end("recorded")
     until(lambda: what(everyone[1].attempt) == "nothing" and everyone[1].attempt() == 2)
     for each in everyone:
         each.end()
@@ -202,13 +220,23 @@ def groups(client: Any) -> Any:
     return found
 
 
+def in_thread(call: Any) -> Any:
+    """What it gives in a plain thread."""
+    given: list[Any] = []
+    thread = threading.Thread(target=lambda: given.append(call()))
+    thread.start()
+    thread.join()
+    return given[0]
+
+
 def too_many(client: Any) -> Any:
     large = ResourceConfig(cpu=1, ram="64m")
-    group = client.create_actor_group(Actor, name="crowd", count=50, resources=large)
+    group = client.create_actor_group(Actor, name="crowd", count=1_000, resources=large)
     found = {"ready": len(group.wait_ready(count=2, timeout=60)), "why": str(client.cluster.why(group._job_id))}
-    found["timeout"] = what(lambda: group.wait_ready(count=50, timeout=0.5))
-    group.shutdown()
-    found["done"] = group.is_done()
+    found["timeout"] = what(lambda: group.wait_ready(count=1_000, timeout=0.5))
+    found["in a thread"] = in_thread(group.is_done)
+    in_thread(group.shutdown)
+    found["done"] = in_thread(group.is_done)
     return found
 
 
@@ -255,15 +283,21 @@ def call_hosted(handle: Any, path: str) -> None:
         file.write(str(handle.add(10)))
 
 
-def retried(client: Any) -> Any:
-    """How many attempts jobs with these budgets had."""
-    tried = []
-    for failures, in_all in ((2, 2), (2, 0)):
-        request = job(f"retried-{in_all}", fail, max_retries_failure=failures, max_task_failures=in_all)
-        handle = client.submit(request)
-        handle.wait(raise_on_failure=False)
-        tried.append(client.cluster.poll(handle.job_id.rpartition("/")[2]).tasks[0].attempt)
-    return tried
+def budgets(client: Any) -> Any:
+    """How many attempts jobs had that fail, and an actor that died of a signal though it may not fail once."""
+    killed = client.create_actor(Actor, name="killed", resources=SMALL)
+    before = killed.where()[0]
+    os.kill(before, signal.SIGKILL)
+    handles = [
+        client.submit(job(f"budget-{failures}-{in_all}", fail, max_retries_failure=failures, max_task_failures=in_all))
+        for failures, in_all in ((2, 1), (1, 2), (1, 0))
+    ]
+    wait_all(handles, timeout=60, raise_on_failure=False)
+    ids = [handle.job_id.rpartition("/")[2] for handle in handles]
+    tried = [client.cluster.poll(each).tasks[0].attempt for each in ids]
+    until(lambda: what(killed.attempt) == "nothing" and killed.where()[0] != before)
+    lost = convert.job_retry(job("lost", fail, max_retries_preemption=7)).max_preemptions
+    return {"failed": tried, "killed": killed.attempt(), "machines": lost}
 
 
 def gone(client: Any) -> Any:

@@ -36,12 +36,14 @@ def test_the_name_of_an_unfinished_job_is_adopted_or_refused(fray: Driver) -> No
     }
 
 
-def test_failures_are_bounded_for_each_task_and_in_all(fray: Driver) -> None:
-    assert fray("retried") == [3, 1]
+def test_failures_are_bounded_for_each_task_and_in_all_and_a_signal_of_an_actor_is_none(fray: Driver) -> None:
+    assert fray("budgets") == {"failed": [2, 2, 1], "killed": 2, "machines": 7}
 
 
 def test_an_actor_answers_while_a_call_of_it_runs_and_its_errors_arrive_as_they_are(fray: Driver) -> None:
     found = fray("actors")
+    assert found["called at start"] == 5
+    assert found["at once"] == 100
     assert found["added"] == 7
     assert found["called"] == found["beside"] == found["itself"] == 8
     assert found["ctx"] == 7
@@ -70,7 +72,8 @@ def test_of_a_group_that_does_not_fit_what_fits_works_and_the_rest_says_why(fray
     found = fray("too_many")
     assert found["ready"] == 2
     assert "cpu" in found["why"]
-    assert "of 50 actors" in found["timeout"]
+    assert "of 1000 actors" in found["timeout"]
+    assert found["in a thread"] is False
     assert found["done"]
 
 

@@ -74,6 +74,24 @@ class Gpus(click.ParamType[tuple[str, int]]):
         return variant, int(count)
 
 
+class InterpreterPath(click.ParamType[str]):
+    """Where an interpreter is, on this machine or in an image."""
+
+    name = "python"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same path."""
+        if not os.path.isabs(value):
+            self.fail(f"it is an absolute path, got {value!r}", param, ctx)
+        return str(value)
+
+
+def python_option(flag: str) -> Callable[[F], F]:
+    """`--python`, on commands that start workers of this machine."""
+    text = "Interpreter of functions that ask for none; of containers, in their image.  [default: the workers' own]"
+    return click.option(flag, type=InterpreterPath(), metavar="P", help=text)
+
+
 class MountOption(click.ParamType[str]):
     """A directory that containers see, as it is written."""
 

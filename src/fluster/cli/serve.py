@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fluster.cli.options import Duration, mount_option
+from fluster.cli.options import Duration, mount_option, python_option
 from fluster.cli.places import state_home
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -58,9 +58,7 @@ def _take_defaults(ctx: click.Context, param: click.Parameter, file: Path | None
 )
 @click.option("--job-users", metavar="FIRST-LAST", help="--backend local, as root: each job's process is one of these.")
 @click.option("--worker-image", metavar="IMAGE", help="What containers run.  [default: built with this Fluster]")
-@click.option(
-    "--worker-python", metavar="P", help="Interpreter in containers of functions that ask for none.  [default: python3]"
-)
+@python_option("--worker-python")
 @mount_option
 @click.option(
     "--config",

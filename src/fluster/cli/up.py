@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from fluster.cli.exits import say
 from fluster.cli.human import format_bytes, format_count
-from fluster.cli.options import mount_option
+from fluster.cli.options import mount_option, python_option
 from fluster.cli.progress import passing
 from fluster.cli.standing import LOCK, Standing, short
 from fluster.cli.terminal import print_talk
@@ -57,7 +57,7 @@ def _name_option(function: F) -> F:
     "--workers", type=click.IntRange(1, 1_000), help="They share the machine; containers as needed.  [default: 1]"
 )
 @click.option("--image", help="What the containers run.  [default: built with this Fluster]")
-@click.option("--python", metavar="P", help="Interpreter in them of functions that ask for none.  [default: python3]")
+@python_option("--python")
 @mount_option
 @_name_option
 def up(
@@ -67,7 +67,7 @@ def up(
 
     After a crash or a reboot, `up` goes on with the jobs it had. Repeating it is harmless.
     """
-    arguments = _arguments(backend, workers, {"--image": image, "--python": python}, mounts)
+    arguments = _arguments(backend, workers, image, python, mounts)
     standing = Standing.named(name)
     address = _running(standing)
     fresh = address is None
@@ -85,14 +85,14 @@ def up(
 
 
 def _arguments(
-    backend: str, workers: int | None, of_containers: Mapping[str, str | None], mounts: tuple[str, ...]
+    backend: str, workers: int | None, image: str | None, python: str | None, mounts: tuple[str, ...]
 ) -> list[str]:
-    given = {option: value for option, value in of_containers.items() if value is not None}
-    if backend != "docker":
-        for option in (*given, *["--mount"][: len(mounts)]):
+    for option, value in (("--image", image), ("--mount", mounts)):
+        if value and backend != "docker":
             raise click.UsageError(f"{option} is for --backend docker: the others run processes")
     arguments = [] if workers is None else ["--workers", str(workers)]
-    arguments += [word for option, value in given.items() for word in (option.replace("--", "--worker-"), value)]
+    arguments += [] if image is None else ["--worker-image", image]
+    arguments += [] if python is None else ["--worker-python", python]
     return [*arguments, *(word for each in mounts for word in ("--mount", each))]
 
 

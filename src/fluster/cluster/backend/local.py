@@ -73,6 +73,7 @@ class LocalBackend:
         controller_url: What workers join; `None`: standalone workers, unless `join` says otherwise.
         join_token: Makes the token that the worker of an allocation joins with.
         python: Interpreter of the workers' daemons.
+        job_python: Interpreter of functions that ask for none; `None`: the daemons'.
         lifeline_fd: Passed on to workers: once it reads end of file they end with all they run.
         lease_s: Workers end when nothing runs and there has been no controller for so long.
         job_users: Each worker's are one of these `FIRST-LAST`; empty: jobs run as the user of this process. Workers'
@@ -86,6 +87,7 @@ class LocalBackend:
         controller_url: str | None = None,
         join_token: Callable[[AllocationId], str] | None = None,
         python: str = sys.executable,
+        job_python: str | None = None,
         lifeline_fd: int | None = None,
         lease_s: float = 300.0,
         job_users: Sequence[str] = (),
@@ -97,6 +99,7 @@ class LocalBackend:
         self._controller_url = controller_url
         self._join_token = join_token
         self._python = python
+        self._job_python = job_python
         self._lifeline_fd = lifeline_fd
         self._lease_s = lease_s
         self._vms: dict[VMId, _Vm] | None = None
@@ -239,6 +242,7 @@ class LocalBackend:
 
     def _command(self, vm_id: VMId, directory: Path, allocation: _Allocation) -> list[str]:
         command = [self._python, "-P", "-m", "fluster.cluster.worker", "serve", "--state-dir", str(directory)]
+        command += ["--python", self._job_python] if self._job_python is not None else []
         command += ["--worker-id", vm_id, "--host", _HOST, "--port", str(allocation.port)]
         command += ["--cpu", str(allocation.cpu), "--memory", str(allocation.memory_bytes)]
         command += ["--gpus", str(allocation.gpus)]

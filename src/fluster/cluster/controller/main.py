@@ -51,7 +51,7 @@ class ServeOptions:
         backend: `local`: workers are processes of this machine; `docker`: containers; `none`: they join by themselves.
         workers: Of the local backend; of `docker` at most so many, as far as there is work for more than one.
         worker_image: What containers run; `None`: built with this Fluster.
-        worker_python: Interpreter in it of functions that ask for none; `None`: the worker's own.
+        worker_python: Interpreter of functions that ask for none; of containers in their image; `None`: the workers'.
         mounts: Directories of this machine that containers see, each as `Mount.parse` takes it.
         cpu: Cores of all of this machine's workers together; `None`: the machine's.
         memory: Likewise, in bytes.
@@ -103,7 +103,7 @@ def run(options: ServeOptions) -> int:
         OSError: The port is taken.
     """
     _check_bind(options)
-    _check_containers(options)
+    _check_workers(options)
     _check_job_users(options)
     return asyncio.run(_serve(options))
 
@@ -148,11 +148,13 @@ def _check_bind(options: ServeOptions) -> None:
         raise ValueError("--worker-certificates needs encrypted connections: give --host or --tls-cert")
 
 
-def _check_containers(options: ServeOptions) -> None:
+def _check_workers(options: ServeOptions) -> None:
     if options.backend == "docker":
         check_mounts(_mounts(options), [find_socket(), options.state_dir])
-    elif options.mounts or options.worker_python is not None:
-        raise ValueError("--mount and --worker-python are for --backend docker: the others run no containers")
+    elif options.mounts:
+        raise ValueError("--mount is for --backend docker: the others run no containers")
+    if options.worker_python is not None and options.backend == "none":
+        raise ValueError("--worker-python is for workers that --backend provides; those that join have --python")
 
 
 def _check_job_users(options: ServeOptions) -> None:
@@ -297,6 +299,7 @@ def _backend(options: ServeOptions) -> MakeBackend | None:
         controller_url=running.address,
         join_token=running.join_token,
         python=options.python,
+        job_python=options.worker_python,
         lifeline_fd=options.lifeline_fd,
         lease_s=options.worker_lease_s,
         job_users=_job_users(options),
