@@ -1,7 +1,9 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else. `make help` lists the rest.
 PYTHON ?= python3
-# How many tests run at a time. Many of them start clusters of their own: more than the cores is slower.
-TEST_JOBS ?= 2
+# How many tests run at a time. Many wait for processes to start: a few more than the cores keep those busy.
+TEST_JOBS ?= 3
+# They load the machine by themselves.
+PROOF_JOBS ?= 2
 ARGS ?=
 # How often `make chaos` kills, cuts the power and breaks the network.
 KILLS ?= 1000
@@ -32,7 +34,7 @@ unexport PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip -qq
 
-.PHONY: help env demo test zephyr chaos everywhere fuzz check lint types imports protos format generate lock clean
+.PHONY: help env demo test proofs zephyr chaos everywhere fuzz check lint types imports protos format generate lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -44,7 +46,10 @@ demo: $(READY)  ## count the words of the standard library on a cluster of this 
 	@$(BIN)/python examples/wordcount.py $(ARGS)
 
 test: $(READY)  ## the tests (ARGS="-k name" for some of them); what needs Docker or root is skipped where it is missing
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal -m "not proof" $(ARGS)
+
+proofs: $(READY)  ## the tests that kill, cut and flood, and those of whole deployments: minutes
+	$(BIN)/python -m pytest -n $(PROOF_JOBS) --dist worksteal -m proof $(ARGS)
 
 zephyr: $(READY)  ## Zephyr and fray's own tests on Fluster, with processes killed: minutes
 	tools/zephyr-env

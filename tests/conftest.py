@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.kinds import PROCESSES, Clusters, kinds_for
+from tests.proofs import is_proof
 
 from fluster import Cluster
 from fluster.cluster.attempt import proc
@@ -24,10 +26,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("docker") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(180))  # the first of them waits for an image to be made
+        if is_proof(item.path, item.name):
+            item.add_marker(pytest.mark.proof)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are looked through by every collection of garbage otherwise, those of forked children too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
