@@ -357,12 +357,12 @@ def test_nothing_secret_is_in_the_database_or_the_log(alone: Site, caplog: pytes
 def test_a_refusal_is_noted_once(shared: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="fluster")
 
-    shared.admin.post(pb.GetJobStatusRequest(job_id="jabsent"))
+    shared.admin.post(pb.TerminateJobRequest(request_id="of-an-absent-job", job_id="jabsent"))
     shared.api("wrong").post(pb.ListJobsRequest())
 
     refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(refused) == 2
-    assert refused[0].startswith("refused GetJobStatus of admin: not_found: no job 'jabsent'")
+    assert refused[0].startswith("refused TerminateJob of admin: not_found: no job 'jabsent'")
     assert "unauthenticated" in refused[1]
 
 

@@ -215,9 +215,9 @@ def test_many_large_descriptions_come_in_several_answers(alone: Site) -> None:
     worker = alone.worker(cpu=1_000.0)
     variables = {"A": "x" * 100_000}
     entrypoint = callable_of(inline(bytes(60_000)))
-    for _ in range(60):
-        environment = types_pb.EnvironmentSpec(env_vars=variables)
-        launch(alone.admin, job_spec(entrypoint=entrypoint, environment=environment))
+    environment = types_pb.EnvironmentSpec(env_vars=variables)
+    jobs = [launch(alone.admin, job_spec(entrypoint=entrypoint, environment=environment)) for _ in range(60)]
+    wait_for(lambda: all(info(alone.admin, job_id).tasks[0].attempt for job_id in jobs), "all are given to the worker")
 
     sizes, described = [], 0
     while described < 60:
