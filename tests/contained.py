@@ -20,11 +20,11 @@ NARROW = Resources(500, 200_000_000, slots=4, disk_bytes=0)
 _SETTINGS = {
     "wide": Settings(backend="docker", offers=(Offer("docker", WIDE, at_least=2, at_most=2),)),
     "narrow": Settings(
-        worker_lease_s=8.0,
+        worker_lease_s=6.0,
         stop_grace_s=1.0,
         lease_margin_s=1.0,
-        silent_release_s=6.0,
-        idle_release_s=2.0,
+        silent_release_s=4.0,
+        idle_release_s=1.0,
         backend="docker",
         offers=(Offer("docker", NARROW, at_most=4),),
     ),

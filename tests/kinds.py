@@ -23,8 +23,7 @@ _START_S = 60.0
 def kinds_for(test: pytest.Item, *, all_tests: bool) -> list[object]:
     """What a test that asks for a cluster runs on: containers too if it says so, or if all that can shall do so."""
     containers = [pytest.param(kind, marks=pytest.mark.docker) for kind in (DOCKER_RUNTIME, DOCKER_BACKEND)]
-    told = test.get_closest_marker("everywhere")
-    contained = all_tests or (told is not None and "at length" not in told.args)
+    contained = all_tests or test.get_closest_marker("everywhere")
     return [PROCESSES, *containers] if contained and not test.get_closest_marker("here") else [PROCESSES]
 
 

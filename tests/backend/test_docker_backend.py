@@ -14,7 +14,6 @@ from fluster.cluster.backend.base import VMBackend
 from fluster.cluster.backend.docker import UID, DockerBackend, cluster_name, remove_cluster, stop_docker_workers
 from fluster.cluster.docker import labels
 from fluster.cluster.docker.engine import Engine
-from fluster.cluster.docker.image import provide_worker_image
 from fluster.cluster.docker.mounts import Mount
 from fluster.cluster.ids import AllocationId, VMId
 from fluster.cluster.resources import ResourceConfig
@@ -185,22 +184,3 @@ async def test_an_image_that_does_not_exist_is_named(tmp_path: Path) -> None:
         with pytest.raises(FlusterError, match="No such image: nowhere/no-such-image:1"):
             await docker.allocate(CPU)
         assert await docker.list_vms() == []
-
-
-def test_the_dockerfile_makes_an_image_that_runs_this_fluster() -> None:
-    from fluster.testing.docker_image import provide_test_base
-
-    async def build() -> str:
-        engine = Engine()
-        # With all that the wheel needs in the base, nothing is fetched.
-        base = await provide_test_base(engine)
-        image = await provide_worker_image(engine, base)
-        assert await provide_worker_image(engine, base) == image
-        try:
-            async with backend(image) as docker:
-                vm_id = await ready(docker)
-                return await run_job(docker, vm_id, "python3 -m fluster --version; sleep 60")
-        finally:
-            await engine.remove_image(image)
-
-    assert "fluster" in asyncio.run(build())

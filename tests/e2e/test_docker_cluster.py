@@ -118,14 +118,14 @@ def test_a_job_in_one_container_calls_an_actor_in_another_and_both_come_and_go_w
 
 
 def test_what_containers_do_that_are_killed_paused_or_cut_off_is_done_once_all_the_same(lab: Lab) -> None:
-    jobs = [lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 40))) for _ in range(3)]
+    jobs = [lab.cluster.submit(request("count", Entrypoint.from_callable(counted, 30))) for _ in range(3)]
     killed, paused, cut = (lab.container_of(job.job_id) for job in jobs)
     assert len({killed, paused, cut}) == 3
     with lab.cut_off(cut):
         time.sleep(1.0)  # shorter than it takes for a machine to be given back
     lab.engine(lambda engine: engine._json("POST", f"/containers/{paused}/pause"))
     lab.engine(lambda engine: engine.signal(killed, "SIGKILL"))
-    assert [job.result(timeout=WITHIN_S) for job in jobs] == [40, 40, 40]
+    assert [job.result(timeout=WITHIN_S) for job in jobs] == [30, 30, 30]
     assert [job.info().tasks[0].attempt for job in jobs] == [2, 2, 1]
     for job in jobs:
         kinds = [event.kind for event in lab.cluster.events(job.job_id)]
@@ -226,7 +226,6 @@ def test_a_container_killed_under_its_job_is_a_failure_and_one_that_was_paused_g
 ) -> None:
     retry = RetryPolicy(max_failures=1, max_preemptions=0, backoff_s=0.1)
     request = replace(in_image(docker_image, Entrypoint.from_callable(counted, 30)), retry=retry)
-    killed, paused = cluster.submit(request), cluster.submit(request)
     engine = Engine()
 
     async def strike(job: Job, *orders: str) -> None:
@@ -235,9 +234,13 @@ def test_a_container_killed_under_its_job_is_a_failure_and_one_that_was_paused_g
             await engine._json("POST", f"/containers/{found['Id']}/{order}")
             await asyncio.sleep(0.5)
 
-    for job, orders in ((killed, ("kill",)), (paused, ("pause", "unpause"))):
+    def begun_and_struck(*orders: str) -> Job:
+        job = cluster.submit(request)
         assert next(job.logs(follow=True)).data == "begun"
         asyncio.run(strike(job, *orders))
+        return job
+
+    killed, paused = begun_and_struck("kill"), begun_and_struck("pause", "unpause")
     assert (killed.result(timeout=WITHIN_S), paused.result(timeout=WITHIN_S)) == (30, 30)
     assert [job.info().tasks[0].attempt for job in (killed, paused)] == [2, 1]
     (message,) = [event.message for event in cluster.events(killed.job_id) if event.kind == "TaskRetried"]

@@ -65,7 +65,6 @@ def test_job_failure_propagates_type_text_and_remote_traceback(cluster: Cluster)
         cluster.wait(job.job_id, raise_on_failure=True)
 
 
-@pytest.mark.everywhere
 def test_a_command_that_fails_says_its_exit_code_and_its_last_lines(cluster: Cluster) -> None:
     info = cluster.wait(cluster.launch(command("sh", "-c", "echo one; echo two >&2; exit 7")), timeout=30)
 
@@ -100,7 +99,6 @@ def test_a_time_limit_ends_the_attempt_and_is_not_retried(cluster: Cluster) -> N
     assert info.tasks[0].attempt == 1
 
 
-@pytest.mark.everywhere
 def test_a_missing_command_is_said_to_be_missing(cluster: Cluster) -> None:
     info = cluster.wait(cluster.launch(command("no-such-program")), timeout=30)
 
@@ -229,7 +227,6 @@ def test_a_job_that_waits_too_long_for_room_fails_as_unschedulable(cluster: Clus
     assert "1000 cpu" in (info.error_message or "")
 
 
-@pytest.mark.everywhere
 def test_a_large_argument_and_a_large_result_travel_as_blobs(cluster: Cluster) -> None:
     def double(data: bytes) -> bytes:
         return data * 2

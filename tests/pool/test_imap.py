@@ -15,8 +15,6 @@ from tests.pool.functions import add, square, until
 from fluster import Cluster
 from fluster.pool import PoolStats, WorkerPool
 
-pytestmark = pytest.mark.everywhere
-
 
 class Counter:
     """Numbers without end, and how many were taken."""
@@ -32,7 +30,6 @@ class Counter:
         return self.taken - 1
 
 
-@pytest.mark.everywhere("at length")
 def test_results_come_in_order_and_items_are_taken_as_they_are_needed(pool: WorkerPool) -> None:
     numbers = Counter()
     stream = pool.imap(square, numbers, max_in_flight=16)
@@ -44,7 +41,6 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(pool: Work
     assert list(stream) == []
 
 
-@pytest.mark.everywhere("at length")
 def test_the_default_window_is_bounded_too(pool: WorkerPool) -> None:
     numbers = Counter()
     with pool.imap(square, numbers) as stream:
@@ -52,7 +48,6 @@ def test_the_default_window_is_bounded_too(pool: WorkerPool) -> None:
         assert numbers.taken < 20_000 + 4 * 2 * 2_048 + 1
 
 
-@pytest.mark.everywhere("at length")
 def test_memory_stays_as_it_is_over_many_items(pool: WorkerPool) -> None:
     with pool.imap(square, itertools.count(), max_in_flight=64) as stream:
         sum(itertools.islice(stream, 3_000))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.pool import chaos, functions
 from tests.pool.conftest import SMALL
-from tests.pool.functions import pid, square, until
+from tests.pool.functions import process, square, until
 
 from fluster import Cause, Cluster, EnvironmentConfig, JobFailed, JobStatus, LocalCluster, ResourceConfig
 from fluster.pool import WorkerPool
@@ -21,7 +21,6 @@ def jobs_of(cluster: Cluster, prefix: str) -> list[JobStatus]:
     return [job.status for job in cluster.list_jobs(name_prefix=prefix)]
 
 
-@pytest.mark.everywhere
 def test_workers_are_jobs_of_one_task_that_end_with_the_pool(cluster: Cluster) -> None:
     with WorkerPool(cluster, 2, SMALL, name_prefix="mine") as pool:
         pool.wait_for_workers(timeout=30)
@@ -36,7 +35,6 @@ def test_tasks_submitted_before_workers_are_there_wait(cluster: Cluster) -> None
         assert [future.result(timeout=9) for future in pool.map(square, range(5))] == [0, 1, 4, 9, 16]
 
 
-@pytest.mark.everywhere
 def test_a_worker_that_exits_is_what_its_task_gets(cluster: Cluster) -> None:
     with WorkerPool(cluster, 2, SMALL, max_retries=1) as pool:
         pool.wait_for_workers(timeout=30)
@@ -146,8 +144,8 @@ def test_two_pools_of_one_prefix_share_no_workers(cluster: Cluster) -> None:
         for pool in (one, two):
             pool.wait_for_workers(timeout=30)
         assert (one.size, two.size) == (1, 1)
-        assert {f.result(timeout=8) for f in one.map(pid, range(20))}.isdisjoint(
-            f.result(timeout=8) for f in two.map(pid, range(20))
+        assert {f.result(timeout=8) for f in one.map(process, range(20))}.isdisjoint(
+            f.result(timeout=8) for f in two.map(process, range(20))
         )
 
 
@@ -252,7 +250,6 @@ def test_a_block_that_raises_does_not_wait_for_what_is_queued(cluster: Cluster) 
     assert futures[0].cancelled()
 
 
-@pytest.mark.everywhere
 def test_a_worker_whose_pool_is_gone_ends(cluster: Cluster) -> None:
     job = cluster.submit(executor_module.run_worker, "nobody-looks-this-up", 1.0)
     info = job.wait(timeout=9)

@@ -20,9 +20,8 @@ from tests.pool.functions import add, on_main_thread, pid, square, until
 from fluster import ActorFuture, Cluster, LocalCluster, RemoteError, ResourceConfig
 from fluster.pool import WorkerPool
 
-pytestmark = pytest.mark.everywhere
 
-
+@pytest.mark.everywhere
 def test_worker_pool(cluster: Cluster) -> None:
     """Two workers with the default resources."""
 
@@ -40,6 +39,7 @@ def test_worker_pool(cluster: Cluster) -> None:
     pool.shutdown()
 
 
+@pytest.mark.everywhere
 def test_a_task_gets_its_arguments_and_gives_its_result(pool: WorkerPool) -> None:
     future = pool.submit(add, 2, b=3)
     assert isinstance(future, ActorFuture)
@@ -124,7 +124,6 @@ def test_a_function_of_many_items_is_pickled_once(pool: WorkerPool) -> None:
     assert len(pickled) == 1
 
 
-@pytest.mark.everywhere("at length")
 def test_more_functions_than_a_worker_keeps_still_work(pool: WorkerPool) -> None:
     functions = [functools.partial(add, number) for number in range(700)]
     for _ in range(2):
