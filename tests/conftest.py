@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("docker") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(180))  # the first of them waits for an image to be made
-        if is_proof(item.path, item.name):
+        if is_proof(item):
             item.add_marker(pytest.mark.proof)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 _TESTS = Path(__file__).parent
 _PROOFS = (
     # Processes that are killed, disks, clocks and leases at every moment.
@@ -31,20 +33,21 @@ _PROOFS = (
     "core/test_any_order.py",
     "fuzz/",
     "sim/",
-    # Machines and jobs that are containers, other libraries, whole programs.
-    "backend/test_docker_backend.py",
+    # Clusters that are started and ended by every test, other libraries, whole programs.
+    "cli/test_run_alone.py",
     "cli/test_up.py",
-    "cli/test_up_docker.py",
-    "e2e/test_compose.py",
-    "e2e/test_docker_cluster.py",
+    "e2e/test_current_cluster.py",
+    "e2e/test_environments.py",
     "e2e/test_job_users.py",
+    "e2e/test_local_cluster.py",
+    "e2e/test_server_python.py",
     "e2e/test_wordcount.py",
     "examples/",
     "integrations/",
-    "worker/test_docker_runtime.py",
 )
 
 
-def is_proof(test: Path, name: str) -> bool:
-    """Whether a test of this file, with its parameters in the name, is one."""
-    return test.relative_to(_TESTS).as_posix().startswith(_PROOFS) or "[docker-" in name
+def is_proof(test: pytest.Item) -> bool:
+    """Whether it is one: by its file, or because it needs containers."""
+    file = test.path.relative_to(_TESTS).as_posix()
+    return file.startswith(_PROOFS) or test.get_closest_marker("docker") is not None
