@@ -170,7 +170,7 @@ class Witness:
             "witness",
             Entrypoint.from_callable(programs.linger if lingers else programs.testify, self.directory),
             SMALL,
-            retry=RetryPolicy(max_failures=0, max_preemptions=max_preemptions, backoff_s=0.01),
+            retry=RetryPolicy(max_failures=0, max_preemptions=max_preemptions, backoff_s=0.01, max_backoff_s=0.1),
             request_id=request_id,
         )
 
