@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.backend.test_docker_backend import backend, ready, run_job
 from tests.e2e.compose import Commanded, Composed, find_command, read_services
 
 from fluster.cluster.docker.engine import Engine
@@ -23,7 +24,7 @@ READY = """until [ "$(fluster workers --json | grep -o '"ready"' | wc -l)" = 2 ]
 
 @pytest.fixture(scope="module")
 def built_image() -> Iterator[str]:
-    """What `deploy/Dockerfile` makes of the Fluster that is here."""
+    """What `deploy/Dockerfile` makes of the Fluster that is here; for one test, since it goes afterwards."""
 
     async def build() -> str:
         engine = Engine()
@@ -38,8 +39,14 @@ def built_image() -> Iterator[str]:
     asyncio.run(Engine().remove_image(image))
 
 
+async def as_a_machine(image: str) -> str:
+    """What a job prints that asks for the version there."""
+    async with backend(image) as docker:
+        return await run_job(docker, await ready(docker), "python3 -m fluster --version; sleep 60")
+
+
 @pytest.mark.docker
-def test_the_deployment_comes_up_with_the_dockerfiles_image_and_runs_a_job_on_each_of_two_workers(
+def test_the_dockerfiles_image_runs_the_deployment_with_two_workers_and_machines_of_the_backend(
     built_image: str,
 ) -> None:
     project, variables = f"compose{uuid.uuid4().hex[:6]}", {"FLUSTER_IMAGE": built_image}
@@ -63,6 +70,7 @@ def test_the_deployment_comes_up_with_the_dockerfiles_image_and_runs_a_job_on_ea
 
     assert "fluster" in asyncio.run(try_it())
     assert asyncio.run(Engine().containers({"com.docker.compose.project": project})) == []
+    assert "fluster" in asyncio.run(as_a_machine(built_image))
 
 
 def test_no_service_of_the_deployment_has_privileges_or_the_engines_socket() -> None:
