@@ -120,8 +120,12 @@ def alone(tmp_path: Path) -> Fluster:
 
 @pytest.fixture(scope="module")
 def local_cluster() -> Iterator[LocalCluster]:
-    """A cluster with two cores, and memory beyond what any test asks for, for the tests of one file."""
+    """A cluster with two cores, and memory beyond what any test asks for, for the tests of one file.
+
+    Its worker has joined: what commands say of a cluster whose worker is about to is another story.
+    """
     with LocalCluster(cpu=2, memory="64GB") as cluster:
+        wait_until(lambda: [worker.status for worker in cluster.workers()] == ["ready"], "the worker has joined")
         yield cluster
 
 
