@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from fluster.cluster.controller.core.rows import Resources, Retry
-from fluster.cluster.ids import JobId
+from fluster.cluster.ids import AllocationId, JobId, WorkerId
 from fluster.testing.sim import CALM, Config, Faults, Simulation, Work, simulate
 from fluster.testing.sim.clients import USER
 from fluster.testing.sim.controller import Controller
+from fluster.testing.sim.machines import Machine
 from fluster.testing.sim.messages import SyncRequest
 from fluster.testing.sim.network import Call
 from fluster.testing.sim.programs import GB, Program
@@ -165,3 +166,35 @@ def test_an_attempt_accepted_before_a_lease_ended_is_not_started_after_it(monkey
     machine.start_daemon()
     wait(sim, 30.0)  # nothing runs twice: that is looked at whenever a process starts
     assert sim.truth.overlaps_checked >= 3
+
+
+def test_a_machine_whose_network_was_gone_for_twenty_seconds_is_heard_well_before_it_is_given_back() -> None:
+    """Two requests in a row were lost in that time, and each was waited for as long as a poll may take: for 60 s."""
+    sim = calm(workers=2, lease_s=300.0)
+    host = WorkerId("vm-0")
+    wait_for(sim, lambda: host in controller(sim).state.last_seen)
+    wait(sim, 30.0)
+    asked_at = controller(sim).state.last_seen[host]
+    wait_for(sim, lambda: controller(sim).state.last_seen[host] > asked_at)
+
+    wait(sim, 16.0)
+    sim.network.cut_up.add(host)
+    sim.network.cut_down.add(host)
+    wait(sim, 21.0)
+    sim.network.cut_up.clear()
+    sim.network.cut_down.clear()
+    healed_at = sim.clock.now
+    wait_for(sim, lambda: controller(sim).state.last_seen[host] > healed_at, within_s=13.0)
+
+
+def test_a_controller_may_die_while_it_gives_back_machines_that_no_record_knows() -> None:
+    sim = calm()
+    wait(sim, 30.0)
+    for number in range(3):
+        name = AllocationId(f"stray-{number}")
+        sim.machines[name] = Machine(sim, name, name, Resources(1000, GB), 0.0)
+        sim.backend.create(name, sim.machines[name])
+    wait_for(sim, lambda: len(sim._effects._strays) == 3)  # type: ignore[union-attr]
+
+    sim.kill_controller(controller(sim))
+    wait_for(sim, lambda: not any(name.startswith("stray") for name in sim.backend.vms))

@@ -17,6 +17,7 @@ from fluster.cluster.worker.decide import (
     Wanted,
     ask_at,
     decide,
+    hold_s,
     lease_ended,
     on_answer,
     on_failure,
@@ -124,6 +125,11 @@ def test_pauses_double_from_a_tenth_of_a_second_to_two() -> None:
 def test_polls_are_a_third_of_the_lease_or_twenty_seconds() -> None:
     assert poll_s(6.0) == 2.0
     assert poll_s(300.0) == 20.0
+    assert hold_s(SESSION) == 10.0
+
+
+def test_a_request_after_one_without_an_answer_is_not_held() -> None:
+    assert hold_s(on_failure(SESSION, now=50.0)) == 0.0
 
 
 def test_the_lease_ends_at_its_moment() -> None:

@@ -197,12 +197,21 @@ def pause_s(failures: int) -> float:
 
 
 def poll_s(lease_s: float) -> float:
-    """How long the controller may hold a request: the lease is renewed at least three times before it runs out."""
+    """How long the controller holds a request at most: the lease is renewed at least three times before it runs out."""
     return min(LONGEST_POLL_S, lease_s / 3)
 
 
+def hold_s(session: Session) -> float:
+    """How long the controller may hold the next request.
+
+    Not at all after one that got no answer: if the network swallows this one too, that is known as soon as may be, and
+    an outage of seconds does not become a silence of a minute.
+    """
+    return 0.0 if session.failures else poll_s(session.lease_s)
+
+
 def patience_s(lease_s: float) -> float:
-    """How long beyond `poll_s` an answer may take before its connection is given up."""
+    """How long beyond `hold_s` an answer may take before its connection is given up."""
     return min(10.0, max(1.0, lease_s / 3))
 
 

@@ -168,7 +168,7 @@ class Sync:
             return
         self._seq += 1
         self._unreported = None
-        seq, wait_s = self._seq, decide.poll_s(self._session.lease_s)
+        seq, wait_s = self._seq, decide.hold_s(self._session)
         request = SyncWorkerRequest(
             incarnation=self._about.incarnation,
             seq=seq,

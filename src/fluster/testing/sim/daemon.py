@@ -180,7 +180,7 @@ class Daemon:
         session = self.session
         self._seq = seq = self._seq + 1
         self._unreported = None
-        wait_s = decide.poll_s(session.lease_s)
+        wait_s = decide.hold_s(session)
         request = SyncRequest(
             worker_id=self.machine.name,
             credential=self.machine.disk.credential,

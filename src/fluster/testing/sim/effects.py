@@ -47,7 +47,7 @@ class Effects:
         self._looking.cancel()
         for _, task in self._tasks.values():
             task.cancel()
-        for task in self._strays.values():
+        for task in list(self._strays.values()):  # a task that ends takes itself out
             task.cancel()
 
     def _act(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -230,6 +230,19 @@ class Rules:
         if not lost and any(line.message.startswith(f"{name}: silent") for line in told):
             self._is_no_blackout(row)
 
+    def remembers(self, acknowledged: Mapping[str, JobId]) -> None:
+        """What an earlier controller answered is on the disk that a later one finds."""
+        for name, job_id in acknowledged.items():
+            job = self._store.jobs.get(job_id)
+            if job is None or job.name != name:
+                raise InvariantBroken("an acknowledged launch is never lost", f"{name}: {job}", job=job_id)
+
+    def asks_for(self, allocation_id: AllocationId) -> None:
+        """Whoever has a machine made has noted it before: the next controller must know what to give back."""
+        if (AllocationRow, allocation_id) not in self._store.kept:
+            text = f"{allocation_id} is asked for, and that is not committed"
+            raise InvariantBroken("no machine without its record", text, worker=allocation_id)
+
     def _offers_hold(self, row: AllocationRow) -> None:
         there = self._offered[row.backend]
         if row.status is AllocationStatus.GONE:
@@ -407,10 +420,10 @@ def check_quiet(sim: Simulation) -> None:
     for allocation_id in sim.backend.vms:
         if allocation_id not in state.allocations:
             raise InvariantBroken("no machine without its record", allocation_id, worker=allocation_id)
-    for name, job_id in sim.clients.acknowledged.items():
-        job = sim.store.jobs.get(job_id)
-        if job is None or job.outcome is None or job.name != name:
-            raise InvariantBroken("an acknowledged launch is never lost", f"{name}: {job}", job=job_id)
+    sim.rules.remembers(sim.clients.acknowledged)
+    for job_id in sim.clients.acknowledged.values():
+        if sim.store.jobs[job_id].outcome is None:
+            raise InvariantBroken("everything ends once faults have stopped", f"{job_id} has not", job=job_id)
     for worker in state.workers.values():
         if worker.status is not WorkerStatus.READY:
             raise InvariantBroken("workers return", f"{worker}", worker=worker.worker_id)

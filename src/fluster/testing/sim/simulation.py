@@ -29,7 +29,7 @@ from fluster.testing.sim.network import Call, Network, refused
 from fluster.testing.sim.programs import GB, USERS, Program
 from fluster.testing.sim.rules import Rules, check_quiet
 from fluster.testing.sim.store import Killed, MemoryStore
-from fluster.testing.sim.story import Happening, InvariantBroken, Story
+from fluster.testing.sim.story import UNEXPECTED, Happening, InvariantBroken, Story
 from fluster.testing.sim.truth import Truth
 
 _FAR = 1e9
@@ -132,7 +132,7 @@ class Simulation:
         except InvariantBroken as error:
             broken, story = error, self._around(error)
         except Exception as error:
-            broken = InvariantBroken("nothing fails unexpectedly", f"{type(error).__name__}: {error}")
+            broken = InvariantBroken(UNEXPECTED, f"{type(error).__name__}: {error}")
             broken.__cause__, story = error, self._around(broken)
         return Result(
             seed=self.config.seed,
@@ -199,6 +199,7 @@ class Simulation:
         except Killed:  # nothing is committed at the start
             raise AssertionError from None
         self.story.tell("ControllerStarted", text=f"epoch {self.controller.epoch}")
+        self.rules.remembers(self.clients.acknowledged)
         self._effects = Effects(self, self.controller)
         self._effects.ring()
 
@@ -285,6 +286,8 @@ class Simulation:
     def new_machine(self, allocation_or_name: AllocationId | str, resources: Resources) -> Machine:
         """A machine, not started yet."""
         by_hand = allocation_or_name.startswith("hand-")
+        if not by_hand:
+            self.rules.asks_for(AllocationId(allocation_or_name))
         skew_s = self.chance.choice((0.0, 0.0, 0.5, -0.5, 90.0, -90.0))
         machine = Machine(self, allocation_or_name, "" if by_hand else allocation_or_name, resources, skew_s)
         self.machines[allocation_or_name] = machine

@@ -24,6 +24,10 @@ class Happening:
         return f"{self.at - START:12.3f}  {self.kind:<24} {about}"
 
 
+UNEXPECTED = "nothing fails unexpectedly"
+"""The rule that an exception breaks which nobody foresaw: a defect, maybe of the simulator itself."""
+
+
 class InvariantBroken(BaseException):
     """A rule does not hold. No `Exception`: nothing of what is simulated may take it for one of its own.
 
