@@ -42,6 +42,8 @@ def test_jobs_run_on_however_often_a_process_is_killed(
         jobs = [cluster.submit(each.request(lingers=True)) for each in witnesses]
         processes = [each.wait_for_run() for each in witnesses]
         for _ in range(_KILLS):
+            if random.random() < 0.8:
+                insist(partial(cluster.list_jobs, limit=1))  # a controller that never serves lets leases run out
             victim(cluster).kill()
             time.sleep(random.uniform(0.0, 0.3))  # the moment of the next kill is what is tried out
             assert all(process.runs for process in processes)

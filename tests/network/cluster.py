@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from tests.e2e import lab
 from tests.e2e.outside import Server
 from tests.network import programs
 from tests.network.hosts import Host, Network
+from tests.network.machines import Machine
 
 from fluster import Cluster, Entrypoint, JobRequest, JobStatus, ResourceConfig, RetryPolicy
 from fluster.cluster.ids import JobId
@@ -27,7 +26,13 @@ _BRISK = str(Path(__file__).with_name("brisk.py"))
 
 
 class Site:
-    """`controller serve` on one host, `worker serve` on two others, `a` and `b`, and a client on a fourth.
+    """`controller serve` on one host, `worker serve` on others, and a client on one more.
+
+    Args:
+        directory: Where everybody has a directory.
+        lease_s: Of workers.
+        workers: Those that were started by hand.
+        backend: What the controller gets its other workers from, as the first words of its command line.
 
     Attributes:
         client: The administrator's; usable from within `visited`.
@@ -36,9 +41,13 @@ class Site:
     client: Cluster
     controller: Host
 
-    def __init__(self, directory: Path, lease_s: float) -> None:
+    def __init__(
+        self, directory: Path, lease_s: float, *, workers: Sequence[str] = ("a", "b"), backend: Sequence[str] = ()
+    ) -> None:
         self.lease_s = lease_s
         self._directory = directory
+        self._names = workers
+        self._backend = backend
         self._hosts: dict[str, Host] = {}
 
     def __enter__(self) -> Self:
@@ -46,17 +55,18 @@ class Site:
             self.network = stack.enter_context(Network())
             self.controller = stack.enter_context(self.network.host("controller"))
             self._here = stack.enter_context(self.network.host("client"))
-            # Beyond loopback there is no TLS yet: the network is trusted, for it is ours alone.
+            # The network is trusted, for it is ours alone.
             options = ["--host", self.controller.address, "--worker-lease", str(self.lease_s)]
-            server = Server(self._directory / "state", *options, "--insecure-plaintext-network", program=(_BRISK,))
+            options.append("--insecure-plaintext-network")
+            server = Server(self._directory / "state", *options, program=(_BRISK, *self._backend))
             stack.callback(server.__exit__)
             with self.network.at(self.controller):
                 server.start()
             self.client = stack.enter_context(server.client())
             with self.network.at(self._here):
-                for name in ("a", "b"):
+                for name in self._names:
                     stack.enter_context(self.worker(stack.enter_context(self.network.host(name)), cpu=1))
-                self._wait_for_workers("a", "b")
+                self._wait_for_workers()
             self._stack = stack.pop_all()
         return self
 
@@ -77,32 +87,25 @@ class Site:
                 self.client._rpc.close_idle()
 
     def heal(self) -> None:
-        """No fault any more, and both workers answer."""
+        """No fault any more, and the workers that were started by hand answer."""
         for host in (*self._hosts.values(), self.controller):
             self.network.heal(host)
-        self._wait_for_workers("a", "b")
+        self._wait_for_workers()
 
     @contextmanager
-    def worker(self, host: Host, *, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, host: Host, *, cpu: int) -> Iterator[Machine]:
         """A worker of the host's name, joined by a token; at the end nothing of it is left."""
-        directory = self._directory / host.name
-        directory.mkdir()
         request = pb.CreateTokenRequest(request_id=uuid.uuid4().hex, kind=pb.TokenKind.JOIN, uses=1, ttl_s=60)
-        (directory / "join.token").write_text(self.client._call("CreateToken", request, pb.CreateTokenResponse).token)
-        command = [sys.executable, "-m", "fluster.cluster.worker"]
-        words = ["serve", "--state-dir", str(directory), "--worker-id", host.name, "--cpu", str(cpu)]
-        words += ["--controller", self.client.address, "--token-file", str(directory / "join.token")]
+        token = self.client._call("CreateToken", request, pb.CreateTokenResponse).token
+        words = ["--cpu", str(cpu), "--controller", self.client.address]
+        machine = Machine(self.network, host, self._directory / host.name, words, token)
         self._hosts[host.name] = host
-        with (directory / "worker.log").open("wb") as log, self.network.at(host):
-            process = subprocess.Popen([*command, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        machine.boot()
         try:
-            yield process
+            yield machine
         finally:
             del self._hosts[host.name]
-            process.kill()
-            process.wait()
-            if any((directory / "attempts").glob("*")):
-                subprocess.run([*command, "end", "--state-dir", str(directory)], check=True, timeout=WITHIN_S)
+            machine.end()
 
     @property
     def workers(self) -> list[Host]:
@@ -119,8 +122,9 @@ class Site:
         """Workers that answer."""
         return {each.worker_id for each in self.client.workers() if each.status == "ready"}
 
-    def _wait_for_workers(self, *names: str) -> None:
-        lab.wait_until(lambda: set(names) <= self.ready(), f"workers {names} are ready", WITHIN_S)
+    def _wait_for_workers(self) -> None:
+        names = set(self._names)
+        lab.wait_until(lambda: names <= self.ready(), f"workers {names} are ready", WITHIN_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import pytest
 
 from fluster.cluster.worker.ending import StopReason, report_end, stopped_before_start
 from fluster.cluster.worker.outcome import Thrown
+from fluster.cluster.worker.remains import RESTARTED
 from fluster.cluster.worker.runtime import ExitRecord, Gone, Limits
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause, ExitReport
 
@@ -113,7 +114,8 @@ def test_a_start_that_fluster_spoiled_is_not_the_users_fault() -> None:
 
 
 def test_an_attempt_that_vanished_with_its_machine_is_lost() -> None:
-    end = report(Gone())
+    end = report(RESTARTED)
+    assert end.error_message.startswith("its machine was restarted under it")
     assert (end.cause, end.finished_at, end.has_field("exit_code")) == (Cause.WORKER_LOST, 20.0, False)
 
 

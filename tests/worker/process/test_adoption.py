@@ -14,6 +14,7 @@ import cloudpickle
 import pytest
 
 from fluster.cluster.attempt import proc
+from fluster.cluster.worker.remains import REMOVED, RESTARTED
 from fluster.cluster.worker.runtime import ExitRecord, Gone, Running
 
 # Of this process alone: what is left of an attempt is found by its uid, also by a runtime of another test.
@@ -201,8 +202,8 @@ async def test_an_attempt_of_another_boot_is_gone(lab: Any, tmp_path: Path) -> N
     }
     (directory / "running.json").write_text(json.dumps({**record, "boot_id": "another"}))
     async with lab() as it:
-        assert await it.runtime.adopt("old", directory) == Gone()
-        assert await it.runtime.observe("old") == Gone()
+        assert await it.runtime.adopt("old", directory) == RESTARTED
+        assert await it.runtime.observe("old") == RESTARTED
 
 
 async def test_a_pid_that_now_belongs_to_somebody_else_is_left_alone(lab: Any, tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ async def test_a_pid_that_now_belongs_to_somebody_else_is_left_alone(lab: Any, t
 
 async def test_an_attempt_without_a_directory_is_gone(lab: Any, tmp_path: Path) -> None:
     async with lab() as it:
-        assert await it.runtime.adopt("never", tmp_path / "never") == Gone()
+        assert await it.runtime.adopt("never", tmp_path / "never") == REMOVED
 
 
 async def test_an_attempt_found_gone_is_never_started_later(lab: Any, tmp_path: Path) -> None:

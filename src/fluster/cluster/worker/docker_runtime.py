@@ -22,7 +22,7 @@ from fluster.cluster.worker.container_config import container_config, lay_out
 from fluster.cluster.worker.docker_images import DockerImages
 from fluster.cluster.worker.followed import Followed, FollowedAttempts, NotStarted
 from fluster.cluster.worker.pidfd import end_of_process
-from fluster.cluster.worker.remains import find_shim, read_exit, take_lock_of_ended
+from fluster.cluster.worker.remains import REMOVED, find_shim, gone, read_exit, take_lock_of_ended
 from fluster.cluster.worker.runtime import (
     TIME_LIMIT_GRACE_S,
     AttemptStart,
@@ -199,7 +199,7 @@ class DockerRuntime:
     async def _end_remains(self, directory: Path) -> ExitRecord | Gone:
         """Removes the container of an attempt whose shim is gone, and forbids a late one."""
         if not directory.is_dir():
-            return Gone()
+            return REMOVED
         lock = await take_lock_of_ended(directory)
         try:
             if (end := read_exit(directory)) is not None:
@@ -207,7 +207,7 @@ class DockerRuntime:
             (directory / files.ABANDONED).touch()
             if (spec := ContainerSpec.read(directory)) is not None:
                 await self.engine.remove(spec.name)
-            return Gone()
+            return gone(directory)
         finally:
             os.close(lock)
 

@@ -60,7 +60,7 @@ def report_end(
     if isinstance(record, Gone):
         return ExitReport(
             cause=Cause.WORKER_LOST,
-            error_message=_message("the machine restarted under it, or what watched over its process was killed", said),
+            error_message=_message(record.why, said),
             finished_at=now,
         )
     if record.lease_ended and stop_reason is None:

@@ -20,6 +20,9 @@ _LOCK_PATIENCE_S = 10.0
 _POLL_S = 0.005
 _LONGEST_POLL_S = 0.5
 
+REMOVED = Gone("its directory on the worker's machine was removed")
+RESTARTED = Gone("its machine was restarted under it")
+
 
 @dataclass(frozen=True, slots=True)
 class RunningRecord:
@@ -47,9 +50,20 @@ class RunningRecord:
 def read_running(directory: Path) -> RunningRecord | None:
     """The running record of this boot; `None` if there is none, or the machine was started again since."""
     fields = files.read_json(directory / files.RUNNING)
-    if fields is None or fields["boot_id"] != proc.boot_id():
-        return None
-    return RunningRecord.from_fields(fields)
+    return None if fields is None or is_of_another_boot(fields) else RunningRecord.from_fields(fields)
+
+
+def is_of_another_boot(fields: dict[str, Any]) -> bool:
+    """Whether the machine was started again since a running record was written."""
+    return bool(fields["boot_id"] != proc.boot_id())
+
+
+def gone(directory: Path) -> Gone:
+    """Why nothing runs of an attempt whose shim did not write down its end."""
+    if not directory.is_dir():
+        return REMOVED
+    fields = files.read_json(directory / files.RUNNING)
+    return RESTARTED if fields is not None and is_of_another_boot(fields) else Gone()
 
 
 def read_exit(directory: Path) -> ExitRecord | None:
@@ -94,7 +108,7 @@ async def find_shim(directory: Path) -> RunningRecord | None:
 async def end_remains(uid: str, directory: Path) -> ExitRecord | Gone:
     """Ends what is left of an attempt whose shim is gone, and forbids a late one. Nothing of it runs afterwards."""
     if not directory.is_dir():
-        return Gone()
+        return REMOVED
     lock = await take_lock_of_ended(directory)
     try:
         if (end := read_exit(directory)) is not None:
@@ -102,7 +116,7 @@ async def end_remains(uid: str, directory: Path) -> ExitRecord | Gone:
         (directory / files.ABANDONED).touch()
         record = read_running(directory)
         await _kill_all(uid, record, AttemptCgroup(record.hierarchies if record else ()))
-        return Gone()
+        return gone(directory)
     finally:
         os.close(lock)
 

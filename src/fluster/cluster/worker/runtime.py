@@ -107,7 +107,13 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Nothing runs and there is no exit record: the machine restarted, or the shim was killed and its tree is gone."""
+    """Nothing runs and there is no exit record.
+
+    Attributes:
+        why: For users.
+    """
+
+    why: str = "what watched over its process was killed"
 
 
 Observation = Running | ExitRecord | Gone
