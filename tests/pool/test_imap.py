@@ -1,6 +1,7 @@
 """Results as they come, the pool as an executor, and what it tells of itself."""
 
 import concurrent.futures
+import contextlib
 import gc
 import itertools
 import threading
@@ -122,6 +123,34 @@ def test_ending_a_stream_cancels_what_is_queued(pool: WorkerPool, tmp_path: Path
     (tmp_path / "go").touch()
     assert [blocker.result(timeout=8) for blocker in blockers] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["go"]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_interrupt_in_the_middle_of_a_stream_ends_the_pool_with_its_workers(cluster: Cluster, ordered: bool) -> None:
+    with contextlib.suppress(KeyboardInterrupt), WorkerPool(cluster, 1, SMALL, name_prefix="broken-off") as pool:
+        stream = pool.imap(square, itertools.count(), ordered=ordered, max_in_flight=10)
+        stream._take_items()
+        raise KeyboardInterrupt
+    until(lambda: all(job.status.finished() for job in cluster.list_jobs(name_prefix="broken-off")))
+    with pytest.raises(concurrent.futures.CancelledError):
+        next(stream)
+    assert pool.stats().cancelled > 0
+
+
+@pytest.mark.here
+def test_whoever_waits_for_a_stream_whose_pool_is_shut_down_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    pool = WorkerPool(cluster, 1, SMALL)
+    blocker = pool.submit(functions.wait_for, str(tmp_path / "go"))
+    until(blocker.running)
+    stream = pool.imap(square, range(10))
+    stream._take_items()
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(next, stream)
+        until(lambda: stream._window.waits)
+        pool.shutdown(wait=False, cancel_futures=True)
+        assert isinstance(waiter.exception(timeout=8), concurrent.futures.CancelledError)
+        (tmp_path / "go").touch()
+    pool.shutdown()
 
 
 def test_the_pool_as_an_executor(pool: WorkerPool) -> None:

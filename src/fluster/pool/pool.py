@@ -253,7 +253,7 @@ class WorkerPool:
         self._closed = True
         if cancel_futures or not self._fleet.target:
             for task in self._dispatcher.queued():
-                self._cancel(task)
+                task.cancel()
         self._fleet.close()
         if wait:
             try:
@@ -297,9 +297,6 @@ class WorkerPool:
         if failed:
             self._dispatcher.count_failed(failed)
         return tasks
-
-    def _cancel(self, task: Any) -> None:
-        task.cancel()
 
     def _abort(self) -> None:
         """The cluster is being closed."""

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
@@ -49,8 +50,7 @@ class _Slot:
         if not window.ordered:
             window.ended.append(self)
         if window.waits:
-            window.waits = False
-            window.wake.put(None)
+            window.notify()
         return False
 
     def tell(self) -> None:
@@ -60,17 +60,23 @@ class _Slot:
         """It never gets to its end."""
         self.settle(None, error)
 
-    def cancel(self, dispatcher: Dispatcher) -> None:
-        """Nobody wants the result."""
-        if self._state == PENDING:
-            self._state = _DROPPED
-            dispatcher.cancelled(self)
+    def cancel(self) -> None:
+        """Nobody wants the result, or nobody will work it out; whoever waits for it is told."""
+        if self._state != PENDING:
+            return
+        self._state = _DROPPED
+        window = self.window
+        if not window.ordered:
+            window.ended.append(self)
+        window.notify()
+        window.dispatcher.cancelled(self)
 
 
 class _Window:
     """What a stream and its tasks share.
 
     Attributes:
+        dispatcher: Of the pool.
         ordered: Results are wanted in the order of the items.
         slots: Tasks whose results were not given yet; when ordered, in order.
         ended: Those with an end, when not ordered.
@@ -78,9 +84,10 @@ class _Window:
         wake: Ends that.
     """
 
-    __slots__ = ("ended", "in_flight", "ordered", "slots", "waits", "wake")
+    __slots__ = ("dispatcher", "ended", "in_flight", "ordered", "slots", "waits", "wake")
 
-    def __init__(self, ordered: bool) -> None:
+    def __init__(self, dispatcher: Dispatcher, ordered: bool) -> None:
+        self.dispatcher = dispatcher
         self.ordered = ordered
         self.slots: deque[_Slot] = deque()
         self.ended: deque[_Slot] = deque()
@@ -103,6 +110,12 @@ class _Window:
         if self.ordered:
             return bool(self.slots) and self.slots[0]._state != PENDING
         return bool(self.ended)
+
+    def notify(self) -> None:
+        """A task has come to its end."""
+        if self.waits:
+            self.waits = False
+            self.wake.put(None)
 
     def take(self) -> _Slot:
         """The task whose result is next; waits for it."""
@@ -140,10 +153,10 @@ class TaskStream(Iterator[T], Generic[T]):
         self._check_open = check_open
         self._max = max_in_flight
         self._workers = workers
-        self._window = _Window(ordered)
+        self._window = _Window(dispatcher, ordered)
         self._exhausted = False
         self._broken: BaseException | None = None
-        self._finalize = weakref.finalize(self, _cancel_all, self._window, dispatcher)
+        self._finalize = weakref.finalize(self, _cancel_all, self._window)
         self._finalize.atexit = False
 
     def __iter__(self) -> TaskStream[T]:
@@ -162,6 +175,8 @@ class TaskStream(Iterator[T], Generic[T]):
         slot = window.take()
         if slot._state == _FAILED:
             raise slot.value
+        if slot._state == _DROPPED:
+            raise CancelledError("the pool was shut down before this item's turn")
         result: T = slot.value
         return result
 
@@ -236,6 +251,6 @@ class TaskStream(Iterator[T], Generic[T]):
         return max(least, (DEPTH + 2) * workers * batch)
 
 
-def _cancel_all(window: _Window, dispatcher: Dispatcher) -> None:
+def _cancel_all(window: _Window) -> None:
     for slot in (*window.slots, *window.in_flight):
-        slot.cancel(dispatcher)
+        slot.cancel()

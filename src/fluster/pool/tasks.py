@@ -84,6 +84,10 @@ class Task(Protocol):
         """It never gets to its end."""
         ...
 
+    def cancel(self) -> object:
+        """Nobody wants the result, or nobody will work it out."""
+        ...
+
 
 class TaskFuture(ActorFuture[Any]):
     """A task whose result a future gets."""
