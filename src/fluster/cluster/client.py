@@ -7,9 +7,9 @@ import re
 import sys
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
 
 from protobuf import Message
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fluster.cluster.workspace import Workspace, Workspaces
 
 M = TypeVar("M", bound=Message)
+AnyJob: TypeAlias = "JobId | str | Job"
+"""A job, by its id or by the handle that `Cluster.submit` gave."""
 
 SERVICE = "fluster.cluster.v1.ControllerService"
 _PAGE = 1_000
@@ -47,8 +49,9 @@ _GROUP_INLINE_BYTES = 2 * 1024 * 1024
 class Cluster:
     """A cluster whose controller listens at an address. Nothing is sent before the first call.
 
-    May be shared by threads; a forked child may go on using its copy. A controller that restarts is waited for: 30 s
-    by whatever launches, waits or follows, 10 s by what only looks; one that was never there fails at once.
+    A job is named by its id or by its handle. May be shared by threads; a forked child may go on using its copy. A
+    controller that restarts is waited for: 30 s by whatever launches, waits or follows, 10 s by what only looks; one
+    that was never there fails at once.
 
     Args:
         address: ``http://host:port``, ``https://host:port`` or ``host:port``.
@@ -178,7 +181,7 @@ class Cluster:
             raise TypeError(f"submit takes a function or a JobRequest, got a {type(fn_or_request).__name__}")
         return Job(self, self.launch(request))
 
-    def poll(self, job_id: JobId | str) -> JobInfo:
+    def poll(self, job_id: AnyJob) -> JobInfo:
         """The job as last committed.
 
         Raises:
@@ -193,7 +196,7 @@ class Cluster:
     @overload
     def wait(  # type: ignore[overload-overlap]
         self,
-        job_id: JobId | str,
+        job_id: AnyJob,
         *,
         timeout: float | None = None,
         raise_on_failure: bool = False,
@@ -202,7 +205,7 @@ class Cluster:
     @overload
     def wait(
         self,
-        job_id: Sequence[JobId] | Sequence[str],
+        job_id: Sequence[AnyJob],
         *,
         timeout: float | None = None,
         raise_on_failure: bool = False,
@@ -210,7 +213,7 @@ class Cluster:
 
     def wait(
         self,
-        job_id: JobId | str | Sequence[JobId] | Sequence[str],
+        job_id: AnyJob | Sequence[AnyJob],
         *,
         timeout: float | None = None,
         raise_on_failure: bool = False,
@@ -227,8 +230,9 @@ class Cluster:
             JobFailed: With `raise_on_failure`: cause, exit code, the job's message and its last lines.
             JobNotFound: One of them is not there.
         """
-        one = isinstance(job_id, str)
-        job_ids = [_job_id(job_id)] if isinstance(job_id, str) else [_job_id(each) for each in job_id]
+        one = isinstance(job_id, str) or not isinstance(job_id, Iterable)
+        jobs = job_id if isinstance(job_id, Iterable) and not isinstance(job_id, str) else (job_id,)
+        job_ids = [_job_id(each) for each in jobs]
         found = waiting.wait_jobs(self._rpc, job_ids, timeout, until_failure=raise_on_failure)
         if raise_on_failure:
             failed = [found[each] for each in job_ids if each in found]
@@ -237,7 +241,7 @@ class Cluster:
                     raise waiting.job_failed(info)
         return found[job_ids[0]] if one else [found[each] for each in job_ids]
 
-    def result(self, job_id: JobId | str, *, task: int = 0, timeout: float | None = None) -> Any:
+    def result(self, job_id: AnyJob, *, task: int = 0, timeout: float | None = None) -> Any:
         """Wait for the end of a job, then give what the entrypoint of one task returned; `None` for a command.
 
         Raises:
@@ -248,7 +252,7 @@ class Cluster:
         """
         return waiting.job_result(self._rpc, _job_id(job_id), task, timeout)
 
-    def terminate(self, job_id: JobId | str) -> None:
+    def terminate(self, job_id: AnyJob) -> None:
         """Stop a job with all its descendants: SIGTERM, after at most 10 s SIGKILL. Repeating it is harmless.
 
         Returns when the wish is durable; the job is STOPPED once nothing of it is left.
@@ -286,7 +290,7 @@ class Cluster:
 
     def logs(
         self,
-        job_id: JobId | str,
+        job_id: AnyJob,
         *,
         task: int | None = None,
         attempt: int | None = None,
@@ -318,7 +322,7 @@ class Cluster:
             self._rpc, _job_id(job_id), task=task, attempt=attempt, follow=follow, tail=tail, pattern=pattern
         )
 
-    def monitor(self, job_id: JobId | str) -> JobInfo:
+    def monitor(self, job_id: AnyJob) -> JobInfo:
         """Print what the job prints until it has ended, stdout to stdout and stderr to stderr; return how it ended.
 
         Lines of a job with several tasks begin with the task's index.
@@ -329,13 +333,13 @@ class Cluster:
             print(text, file=sys.stderr if line.stream == "stderr" else sys.stdout, flush=True)
         return self.wait(job_id)
 
-    def why(self, job_id: JobId | str) -> Explanation:
+    def why(self, job_id: AnyJob) -> Explanation:
         """What the job waits for, with numbers, or why it ended and what to do; print it."""
         return wire.explanation(
             self._call("ExplainJob", pb.ExplainJobRequest(job_id=_job_id(job_id)), pb.ExplainJobResponse)
         )
 
-    def events(self, job_id: JobId | str) -> list[Event]:
+    def events(self, job_id: AnyJob) -> list[Event]:
         """The journal of a job, oldest first."""
         request = pb.ListEventsRequest(job_id=_job_id(job_id), page_size=_PAGE)
         events: list[Event] = []
@@ -477,8 +481,8 @@ def _find_credentials(address: str, token: str | None, task: TaskContext | None)
     return given, Trust(find_ca_file(address, environ=environ), pin)
 
 
-def _job_id(value: JobId | str) -> JobId:
-    return JobId(check_id(value, "job_id"))
+def _job_id(value: AnyJob) -> JobId:
+    return JobId(check_id(value if isinstance(value, str) else getattr(value, "job_id", value), "job_id"))
 
 
 def _new_id() -> str:

@@ -35,6 +35,20 @@ def test_a_handle_does_what_the_cluster_does(cluster: Cluster, controller: Contr
     assert job.job_id in repr(job)
 
 
+def test_a_handle_is_taken_wherever_a_job_is_meant(cluster: Cluster, controller: Controller) -> None:
+    job, other = cluster.submit(pow, 2, 5), cluster.submit(pow, 3, 2)
+    controller.run(job.job_id)
+    controller.run(other.job_id)
+    assert cluster.wait(job, timeout=5).job_id == job.job_id
+    assert [info.job_id for info in cluster.wait([other, job.job_id], timeout=5)] == [other.job_id, job.job_id]
+    assert cluster.result(other, timeout=5) == 9
+    assert list(cluster.logs(job)) == []
+    assert cluster.poll(job) == cluster.poll(job.job_id)
+    cluster.terminate(job)
+    with pytest.raises(ValueError, match=r"job_id must be .* got 3"):
+        cluster.wait(3)  # type: ignore[call-overload]
+
+
 def test_awaiting_gives_the_result_and_lets_the_loop_run(cluster: Cluster, controller: Controller) -> None:
     job = cluster.submit(pow, 2, 5)
 
