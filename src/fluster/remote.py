@@ -6,8 +6,7 @@ import pickle
 import traceback
 from dataclasses import dataclass
 
-import cloudpickle
-
+from fluster import pickler
 from fluster.errors import RemoteError
 
 
@@ -72,7 +71,7 @@ def type_name(kind: type) -> str:
 
 def _pickled(error: BaseException) -> bytes:
     try:
-        pickled: bytes = cloudpickle.dumps(error)
+        pickled = pickler.dumps(error)
         # An exception whose constructor takes other arguments than it passes on can be pickled but not loaded.
         pickle.loads(pickled)
     except BaseException:  # whatever its methods raise

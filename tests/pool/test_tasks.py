@@ -170,6 +170,7 @@ def test_the_remote_traceback_begins_with_the_users_own_lines(pool: WorkerPool) 
     assert error is not None
     (note,) = error.__notes__
     assert "LookupError: deep inside" in note
+    assert f'File "{__file__}"' in note
     assert "fluster/pool" not in note
 
 

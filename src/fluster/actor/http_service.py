@@ -9,7 +9,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-import cloudpickle
 from connectrpc.code import Code
 from connectrpc.codec import proto_binary_codec
 from connectrpc.compression.gzip import GzipCompression
@@ -17,6 +16,7 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from protobuf import Oneof
 
+from fluster import pickler
 from fluster.actor.http import Calls
 from fluster.cluster.refusal import refuse, shown
 from fluster.errors import ActorNotFound, RemoteError
@@ -175,7 +175,7 @@ def _connect_error(error: WireError) -> ConnectError:
 def _pickled_result(request: CallRequest, value: Any) -> CallResponse:
     # What is pickled, or told in JSON, may run code of the user's, which may raise anything.
     try:
-        pickled: bytes = cloudpickle.dumps(value)
+        pickled = pickler.dumps(value)
     except BaseException as error:
         return _failure(_unsent(request, value, f"cannot be pickled: {_text(error)}"))
     result: Oneof[Literal["pickled"], bytes] = Oneof("pickled", pickled)

@@ -6,8 +6,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
-
+from fluster import pickler
 from fluster.errors import RemoteError
 from fluster.remote import Thrown, type_name
 
@@ -54,7 +53,7 @@ def dump(value: Any) -> tuple[bytes, list[memoryview]]:
 
     if is_plain(value):
         return pickle.dumps(value, 5, buffer_callback=keep), buffers
-    return cloudpickle.dumps(value, 5, buffer_callback=keep), buffers
+    return pickler.dumps(value, 5, buffer_callback=keep), buffers
 
 
 def load(data: bytes | memoryview, buffers: Sequence[memoryview]) -> Any:

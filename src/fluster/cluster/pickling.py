@@ -13,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 
+from fluster import pickler
 from fluster.cluster.culprit import describe_failure
 from fluster.cluster.surroundings import is_installed
 from fluster.errors import RemoteError
@@ -50,10 +51,9 @@ def dump_call(
     """
     with _modules_by_value(project=project_by_value, elsewhere=elsewhere):
         try:
-            pickled: bytes = cloudpickle.dumps((fn, tuple(args), dict(kwargs)))
+            return pickler.dumps((fn, tuple(args), dict(kwargs)))
         except Exception as error:
             raise TypeError(describe_failure(fn, args, kwargs, error)) from error
-        return pickled
 
 
 def load_outcome(data: bytes) -> Any:

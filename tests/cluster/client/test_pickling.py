@@ -229,6 +229,15 @@ def test_a_value_comes_back(tmp_path: Path) -> None:
     assert not failed(data)
 
 
+def test_a_function_that_travels_by_value_says_in_tracebacks_which_file_it_is_of() -> None:
+    def raises() -> int:
+        raise LookupError("deep inside")
+
+    with pytest.raises(LookupError) as caught:
+        call(lambda: [raises() for _ in range(1)])  # one within the other
+    assert {str(entry.path) for entry in caught.traceback} == {__file__}
+
+
 def test_an_exception_comes_back_as_itself_with_its_remote_traceback(tmp_path: Path) -> None:
     def explode() -> None:
         raise KeyError("the missing one")

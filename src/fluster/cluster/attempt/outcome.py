@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-import cloudpickle
 from protobuf import Oneof
 
+from fluster import pickler
 from fluster.cluster.attempt import files
 from fluster.remote import Thrown, type_name
 from fluster.rpc.gen.fluster.cluster.v1.types_pb import Outcome, RemoteError
@@ -22,7 +22,7 @@ def write_value(directory: Path, value: object) -> None:
         TypeError: It cannot be pickled; the message names its type and what is in the way.
     """
     try:
-        pickled: bytes = cloudpickle.dumps(value)
+        pickled = pickler.dumps(value)
     except Exception as error:
         raise TypeError(
             f"the entrypoint's result, of type {type_name(type(value))}, cannot be pickled: {error}"
@@ -43,8 +43,8 @@ def write_error(directory: Path, error: BaseException) -> None:
 
 def rehearse() -> None:
     """Pickles, loads and encodes something small."""
-    function, _, _ = pickle.loads(cloudpickle.dumps((int, (), {})))
-    kind: Oneof[Literal["value"], bytes] = Oneof("value", cloudpickle.dumps(function()))
+    function, _, _ = pickle.loads(pickler.dumps((int, (), {})))
+    kind: Oneof[Literal["value"], bytes] = Oneof("value", pickler.dumps(function()))
     Outcome(kind=kind).to_binary()
 
 
