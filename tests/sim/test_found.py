@@ -198,3 +198,20 @@ def test_a_controller_may_die_while_it_gives_back_machines_that_no_record_knows(
 
     sim.kill_controller(controller(sim))
     wait_for(sim, lambda: not any(name.startswith("stray") for name in sim.backend.vms))
+
+
+def test_shims_that_went_on_after_their_lease_do_not_wait_for_a_daemon_that_has_just_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was the model that was wrong: real ones act by themselves."""
+    sim = calm(workers=2, lease_s=30.0)
+    launch(sim)
+    machine = sim.truth.running()[0].machine
+    monkeypatch.setattr(sim.chance, "random", lambda: 0.9)  # it takes a while to find out what runs
+    machine.freeze(60.0)
+    wait(sim, 1.0)
+    machine.kill_daemon(1.0)
+    wait(sim, 70.0)
+
+    (process,) = sim.truth.running()
+    assert process.machine is not machine

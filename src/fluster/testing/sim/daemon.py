@@ -59,6 +59,11 @@ class Daemon:
         self._timer: Timer | None = None
         self._rung = False
 
+    @property
+    def watches_lease(self) -> bool:
+        """Whether it knows what runs here, and would end that with the lease."""
+        return self._opened and not self.frozen
+
     # Time
 
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:

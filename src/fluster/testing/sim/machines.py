@@ -211,7 +211,7 @@ class Machine:
                 self.later(max(0.0, wait_s), self._shims_look)
 
     def _shims_look(self) -> None:
-        if self.daemon is not None and not self.daemon.frozen:
+        if self.daemon is not None and self.daemon.watches_lease:
             return
         left_s = self.disk.shim_lease_until + _DAEMON_FIRST_S - self.sim.clock.now
         if left_s > 0:
