@@ -101,7 +101,7 @@ class Scenario:
             self.apply(placed)
         for intent in intents(self.state, self.now):
             self.apply(intent)
-        self.state.waiting = {job_id: waiting.reason for job_id, waiting in self.decision.waiting.items()}
+        self.state.waiting = self.decision.waiting
         self.state.hold = self.decision.hold
         check_waiting(self.state, self.decision.waiting)
         return self.decision
@@ -353,7 +353,7 @@ class Scenario:
         return [self.attempt(name, task) for task in range(self.job(name).num_tasks)]
 
     def reason(self, name: str) -> str:
-        return self.state.waiting[JobId(name)]
+        return self.state.waiting[JobId(name)].reason
 
     def kinds(self, name: str) -> list[str]:
         """What the journal tells of the job."""

@@ -3,7 +3,8 @@ from tests.core.scenario import GB, Scenario
 
 from fluster.cluster.controller.core.events import AllocationObserved, AllocationUnwanted, AllocationWanted
 from fluster.cluster.controller.core.rows import AllocationStatus, Resources
-from fluster.cluster.controller.core.schedule import Waiting, schedule
+from fluster.cluster.controller.core.schedule import schedule
+from fluster.cluster.controller.core.waits import Waiting
 from fluster.cluster.ids import AllocationId, JobId
 from fluster.cluster.states import TaskState
 

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import pytest
 from tests.core.scenario import GB, Scenario
 
-from fluster.cluster.controller.core.capacity import Slot, Use, fits, slice_of
+from fluster.cluster.controller.core.capacity import Slot, Use, fits, slice_of, times
 from fluster.cluster.controller.core.events import GangPlaced, Member
 from fluster.cluster.controller.core.hold import Hold, choose
-from fluster.cluster.controller.core.outline import asks_no_less, least
-from fluster.cluster.controller.core.rows import JobRow, Resources
+from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
+from fluster.cluster.controller.core.reasons import reason
+from fluster.cluster.controller.core.rows import JobRow, Resources, Retry
 from fluster.cluster.controller.core.schedule import schedule
 from fluster.cluster.controller.core.shares import use_of
 from fluster.cluster.controller.core.state import State
-from fluster.cluster.ids import WorkerId
+from fluster.cluster.controller.core.waits import Waiting
+from fluster.cluster.ids import JobId, WorkerId
 from fluster.cluster.states import TaskState
 
 
-def plainly(state: State, now: float) -> tuple[list[GangPlaced], Hold | None]:
-    """What `schedule` places and holds."""
+@dataclass
+class Plain:
+    """What `schedule` places, holds and says."""
+
+    placed: list[GangPlaced] = field(default_factory=list)
+    hold: Hold | None = None
+    waiting: dict[JobId, Waiting] = field(default_factory=dict)
+
+
+def plainly(state: State, now: float) -> Plain:
     slots = {}
     for worker in state.ready_workers().workers:
         left = state.room(worker)
         slots[worker.worker_id] = Slot(worker, left, left)
     uses = {job.user: use_of(state, job.user) for job in state.jobs.values()}
-    placed, hold = [], None
-    waiting = list(gangs(state, now))
+    plain, holder, refused = Plain(), 0, list[tuple[JobRow, int]]()
+    waiting = list(gangs(state))
     held = state.hold if isinstance(state.hold, Hold) else None
     while waiting:
         job, tasks = gang = min(waiting, key=lambda gang: order(gang, waiting, uses, slots, held))
         waiting.remove(gang)
+        if (seconds := state.tasks[job.job_id][tasks[0]].not_before - now) > 0:
+            plain.waiting.setdefault(job.job_id, Waiting(tried_again(seconds), would_fit=True, position=None))
+            continue
         if exceeds(state, job, len(tasks), uses[job.user]):
+            plain.waiting.setdefault(job.job_id, over_quota(state, job, len(tasks)))
             continue
         found = whole_slices(list(slots.values()), job) if job.slice_hosts else one_by_one(slots, job, len(tasks))
         if len(found) == len(tasks):
@@ -41,19 +56,50 @@ def plainly(state: State, now: float) -> tuple[list[GangPlaced], Hold | None]:
                 slot.take(job.resources)
             uses[job.user].add(job.resources, len(tasks))
             members = (Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True))
-            placed.append(GangPlaced(job.job_id, tuple(members)))
-        elif hold is None:
-            hold = choose(state, slots, job, tasks, now)
-            for worker_id in hold.places if hold else ():
+            plain.placed.append(GangPlaced(job.job_id, tuple(members)))
+            continue
+        refused.append((job, len(tasks)))
+        if plain.hold is None:
+            plain.hold = choose(state, slots, job, tasks, now)
+            for worker_id in plain.hold.places if plain.hold else ():
                 slots[worker_id].hold_back(job.resources)
-    return placed, hold
+            holder = len(refused)
+    outline = Everybody(list(slots.values()))
+    for position, (job, count) in enumerate(refused, 1):
+        why = reason(outline, job, count)
+        behind = f"; behind {plain.hold.job_id} ({plain.hold.job_id})" if plain.hold and position > holder else ""
+        text = why.text + (behind if why.would_fit else "")
+        plain.waiting.setdefault(job.job_id, Waiting(text, why.would_fit, position))
+    return plain
 
 
-def gangs(state: State, now: float) -> Iterator[tuple[JobRow, range]]:
+class Everybody(Outline):
+    """Each worker is looked at for each word."""
+
+    @property
+    def best(self) -> list[Slot]:
+        return self.workers
+
+    def in_all(self, need: Resources) -> int:
+        return sum(times(need, slot.worker.resources) for slot in self.workers)
+
+
+def tried_again(seconds: float) -> str:
+    return f"tried again in {seconds:.1f} s after its last attempt ended"
+
+
+def over_quota(state: State, job: JobRow, count: int) -> Waiting:
+    quota, need = state.quota(job.user), job.resources
+    pairs = (quota.cpu_milli, need.cpu_milli), (quota.memory_bytes, need.memory_bytes), (quota.gpu, need.gpu)
+    would_fit = all(limit is None or count * each <= limit for limit, each in pairs)
+    return Waiting(f"the quota of user {job.user}", would_fit, position=None)
+
+
+def gangs(state: State) -> Iterator[tuple[JobRow, range]]:
     for job in state.jobs.values():
         for head in state.gang_heads(job):
             task = state.tasks[job.job_id][head]
-            if job.stop_at is None and task.state is TaskState.PENDING and task.not_before <= now:
+            if job.stop_at is None and task.state is TaskState.PENDING:
                 yield job, state.gang_tasks(job, head)
 
 
@@ -144,6 +190,7 @@ def something(scenario: Scenario, chance: random.Random, name: str, *, several: 
         gpu=chance.choice([0, 0, 0, 1, 2]),
         gpu_variant=chance.choice(["auto", "A100", "h100"]),
         priority=chance.randrange(3),
+        retry=Retry(max_failures=1, backoff_s=chance.choice([0, 5, 30])),
         user=chance.choice(["", "alice", "bob"]) if several else "",
     )
 
@@ -162,13 +209,21 @@ def test_shortcuts_change_nothing(seed: int) -> None:
             something(scenario, chance, f"j{round_}-{index}", several=several)
             scenario.now += chance.choice([0, 1])
         decision = schedule(scenario.state, scenario.now)
-        assert (decision.placed, decision.hold) == plainly(scenario.state, scenario.now)
-        scenario.turn()
+        plain = plainly(scenario.state, scenario.now)
+        assert (decision.placed, decision.hold) == (plain.placed, plain.hold)
+        scenario.turn()  # what is told afterwards is told of the pass
+        assert {job_id: shortened(waiting) for job_id, waiting in decision.waiting.items()} == plain.waiting
         running = [attempt for attempt in scenario.state.attempts.values() if attempt.state == "assigned"]
         for attempt in chance.sample(running, k=len(running) // 2):
             if attempt.job_id in scenario.state.jobs:
-                scenario.exit(attempt.job_id, attempt.task)
+                scenario.exit(attempt.job_id, attempt.task, code=chance.choice([0, 0, 1]))
         scenario.now += chance.choice([1, 20, 40])
+
+
+def shortened(waiting: Waiting) -> Waiting:
+    """Without the numbers of quotas, which are the users' of that moment."""
+    quota = waiting.position is None and waiting.reason.startswith("the quota")
+    return replace(waiting, reason=waiting.reason.partition(" is ")[0]) if quota else waiting
 
 
 def any_resources(chance: random.Random) -> Resources:

@@ -8,7 +8,7 @@ import pytest
 from tests.core.scenario import GB, Scenario
 
 from fluster.cluster.controller.core.rows import JobRow
-from fluster.cluster.controller.core.schedule import Waiting
+from fluster.cluster.controller.core.waits import Waiting
 from fluster.cluster.ids import JobId, Namespace
 from fluster.cluster.states import Cause, TaskState
 from fluster.errors import ResourceExhausted

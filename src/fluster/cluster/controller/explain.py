@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fluster.cluster.controller.core.rows import AttemptRow, JobRow, TaskRow
-from fluster.cluster.controller.core.schedule import Waiting
 from fluster.cluster.controller.core.state import State, has_process
+from fluster.cluster.controller.core.waits import Waiting
 from fluster.cluster.controller.core.workers import lease_end
 from fluster.cluster.states import Cause, JobStatus, TaskState
 

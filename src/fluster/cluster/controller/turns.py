@@ -207,7 +207,7 @@ class Turns:
         """After the commit: wakes who waits for what changed, forgets what is finished."""
         if decision is not None:
             self.decision = decision
-            self.state.waiting = {job_id: waiting.reason for job_id, waiting in decision.waiting.items()}
+            self.state.waiting = decision.waiting
             self.state.hold = decision.hold
         for worker_id in changes.touched_workers:
             self.versions.refresh(self.state, worker_id)

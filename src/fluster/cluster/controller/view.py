@@ -66,7 +66,7 @@ def pending_reason(state: State, job: JobRow) -> str:
     if job.stop_at is not None:
         return f"being stopped: {job.stop_reason}"
     if job.job_id in state.waiting:
-        return state.waiting[job.job_id]
+        return state.waiting[job.job_id].reason
     if any(task.state is TaskState.PENDING for task in state.tasks[job.job_id]):
         return "to be placed"
     return "placed, its worker starts it"

@@ -153,7 +153,7 @@ def drop_finished(state: State, job_ids: Iterable[JobId]) -> None:
         if job is None or job.outcome is None:
             continue
         del state.jobs[job_id]
-        state.waiting.pop(job_id, None)
+        state.waiting.forget(job_id)
         for task in state.tasks.pop(job_id, ()):
             for attempt in state.history.pop((job_id, task.index), ()):
                 state.attempts.pop(attempt.uid, None)

@@ -176,7 +176,8 @@ def expire(fold: Fold) -> None:
         for task in state.tasks[job.job_id]:
             since = max(job.submitted_at, task.not_before)
             if task.state is TaskState.PENDING and fold.now - since >= job.scheduling_timeout_s:
-                reason = state.waiting.get(job.job_id, "no room was found")
+                waiting = state.waiting.get(job.job_id)
+                reason = "no room was found" if waiting is None else waiting.reason
                 fail(
                     fold,
                     job.job_id,

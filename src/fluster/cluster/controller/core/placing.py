@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 
@@ -10,9 +10,10 @@ from fluster.cluster.controller.core.capacity import Slot, fits, times
 from fluster.cluster.controller.core.events import Member
 from fluster.cluster.controller.core.hold import Hold, choose
 from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
-from fluster.cluster.controller.core.reasons import Reason, reason, slices_wanted, whole_slices
+from fluster.cluster.controller.core.reasons import Reason, no_worker, reason, slices_wanted, whole_slices
 from fluster.cluster.controller.core.rows import JobRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
+from fluster.cluster.controller.core.waits import Waiting
 from fluster.cluster.ids import WorkerId
 
 # Ten thousand rows bring as many equal `Resources`; hashing those themselves costs four times as much as this.
@@ -29,12 +30,12 @@ class _Search:
     Attributes:
         start: No worker before this one has room.
         full_at: Neither a gang of so many tasks nor a larger one finds room.
-        reasons: Why, by number of tasks and what is said of the gang that room is held for.
+        reasons: Why, by number of tasks.
     """
 
     start: int = 0
     full_at: float = float("inf")
-    reasons: dict[tuple[int, str], Reason] = field(default_factory=dict)
+    reasons: dict[int, Reason] = field(default_factory=dict)
 
 
 class Placing:
@@ -42,15 +43,18 @@ class Placing:
 
     Attributes:
         hold: Room kept for the first gang that waits.
+        about_machines: What else there is to say to gangs that wait for room.
     """
 
     def __init__(self, state: State, now: float) -> None:
         self.hold: Hold | None = None
+        self.about_machines = ""
         self._holder: JobRow | None = None
         self._held_at = 0
         self._state = state
         self._now = now
         self._slots = [_slot(state, worker) for worker in state.ready_workers().workers]
+        self._nobody = "" if self._slots else no_worker(state)
         self._outline = Outline(self._slots)
         self._searches: dict[tuple[object, int], _Search] = {}
         self._failed: list[Resources] = []
@@ -136,17 +140,19 @@ class Placing:
         for worker_id in self.hold.places:
             self._by_id[worker_id].hold_back(job.resources)
 
-    def explain(self, job: JobRow, count: int, position: int) -> Reason:
-        """Why a gang that was refused waits."""
+    def explain(self, job: JobRow, count: int, position: int) -> Waiting:
+        """Why a gang that was refused waits, in the numbers that this pass leaves behind. For after the pass."""
+        why = self._reason(job, count)
+        behind = self._behind(job, position) if why.would_fit else ""
+        return Waiting(f"{why.text}{behind}{self.about_machines}", why.would_fit, position)
+
+    def _reason(self, job: JobRow, count: int) -> Reason:
+        if self._nobody:
+            return Reason(self._nobody, would_fit=False)
         reasons = self._search(job).reasons
-        behind = self._behind(job, position)
-        why = reasons.get((count, behind))
-        if why is None:
-            why = reason(self._state, self._outline, job, count)
-            if why.would_fit:
-                why = replace(why, text=f"{why.text}{behind}")
-            reasons[count, behind] = why
-        return why
+        if count not in reasons:
+            reasons[count] = reason(self._outline, job, count)
+        return reasons[count]
 
     def _behind(self, job: JobRow, position: int) -> str:
         """Whom room is held for that this gang could have had. Names of other namespaces are not told."""

@@ -21,11 +21,9 @@ class Reason:
     would_fit: bool
 
 
-def reason(state: State, outline: Outline, job: JobRow, count: int) -> Reason:
-    """Why a gang of so many tasks was not placed on these workers."""
+def reason(outline: Outline, job: JobRow, count: int) -> Reason:
+    """Why a gang of so many tasks was not placed on these workers; where there is one at least."""
     need = job.resources
-    if not outline.workers:
-        return Reason(_no_worker(state), would_fit=False)
     able = [slot for slot in outline.best if fits(need, slot.worker.resources)]
     if not able:
         return Reason(_too_large(need, outline.best), would_fit=False)
@@ -73,7 +71,8 @@ def whole_slices(workers: Iterable[Slot], hosts: int) -> list[list[Slot]]:
     return [group for group in by_slice.values() if len(group) == hosts]
 
 
-def _no_worker(state: State) -> str:
+def no_worker(state: State) -> str:
+    """Why no worker may be given work."""
     errors = sorted({row.error for row in state.allocations.values() if row.error})
     if errors:
         return f"no worker is ready: {errors[0]}"

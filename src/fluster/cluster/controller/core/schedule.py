@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 
 from fluster.cluster.controller.core.events import GangPlaced
@@ -18,27 +19,13 @@ from fluster.cluster.controller.core.outlook import outlook
 from fluster.cluster.controller.core.placing import Placing
 from fluster.cluster.controller.core.shares import Gang, Shares
 from fluster.cluster.controller.core.state import State
+from fluster.cluster.controller.core.waits import Waiting, Waits, Why
 from fluster.cluster.ids import JobId
 
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
 _NEAR_S = 1.0
 """So far may seconds to wait that are told be from those that are left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a gang waits.
-
-    Attributes:
-        would_fit: It could run here if nothing else did.
-        position: In the queue of gangs that wait for room, from 1; `None` while it waits for time or for its user's
-            other tasks to end.
-    """
-
-    reason: str
-    would_fit: bool
-    position: int | None
 
 
 @dataclass(slots=True)
@@ -55,7 +42,7 @@ class Decision:
     """
 
     placed: list[GangPlaced] = field(default_factory=list)
-    waiting: dict[JobId, Waiting] = field(default_factory=dict)
+    waiting: Waits = field(default_factory=Waits)
     hold: Hold | None = None
     next_at: float | None = None
     revision: int | None = None
@@ -79,34 +66,34 @@ def schedule(state: State, now: float) -> Decision:
         return decision
     placing = Placing(state, now)
     shares = Shares(state, {job.user for job, _, _ in queue}, state.ready_workers().whole)
-    position = 0
-    refused: dict[JobId, tuple[int, int]] = {}
     counted, bounded = shares.counted, shares.bounded
+    told: dict[JobId, Why] = {}
+    refused: dict[JobId, Why] = {}
+    position = 0
     for job, tasks, not_before in shares.in_turn(queue, state.hold):
         if not_before > now:
             decision.look_again(not_before)
             decision.told_until = now + _NEAR_S
-            decision.waiting.setdefault(job.job_id, _backoff(not_before - now))
+            if job.job_id not in told:
+                told[job.job_id] = partial(_backoff, not_before - now)
         elif bounded and shares.exceeds(job, len(tasks)):
-            if job.job_id not in decision.waiting:
-                text, would_fit = shares.explain(job, len(tasks))
-                decision.waiting[job.job_id] = Waiting(text, would_fit, position=None)
+            if job.job_id not in told:
+                told[job.job_id] = shares.why(job, len(tasks))
         elif (members := placing.place(job, tasks)) is not None:
             decision.placed.append(GangPlaced(job.job_id, members))
             if counted:
                 shares.take(job, len(tasks))
         else:
             position += 1
-            placing.hold_back(job, tasks, position)
-            refused.setdefault(job.job_id, (len(tasks), position))
-    # Explained last, so that the numbers are those that this pass leaves behind.
-    about_machines = outlook(state, now) if refused else ""
-    if about_machines and state.refusals:
-        decision.told_until = now + _NEAR_S
-    for job_id, (count, position) in refused.items():
-        if job_id not in decision.waiting:
-            why = placing.explain(state.jobs[job_id], count, position)
-            decision.waiting[job_id] = Waiting(why.text + about_machines, why.would_fit, position)
+            if placing.hold is None:
+                placing.hold_back(job, tasks, position)
+            if job.job_id not in refused:
+                refused[job.job_id] = partial(placing.explain, job, len(tasks), position)
+    decision.waiting = Waits(refused | told)
+    if refused:
+        placing.about_machines = outlook(state, now)
+        if placing.about_machines and state.refusals:
+            decision.told_until = now + _NEAR_S
     if placing.hold is not None:
         decision.hold = placing.hold
         decision.look_again(placing.hold.until)

@@ -8,6 +8,7 @@ by that. Among equals age decides, and so it does where there is one user.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from heapq import heapify, heappop, heapreplace
 from itertools import chain, groupby
 
@@ -16,6 +17,7 @@ from fluster.cluster.controller.core.hold import Hold
 from fluster.cluster.controller.core.reasons import shown_bytes, shown_cpu
 from fluster.cluster.controller.core.rows import ENDED_STATES, JobRow, Quota
 from fluster.cluster.controller.core.state import State
+from fluster.cluster.controller.core.waits import Waiting, Why
 
 Gang = tuple[JobRow, range, float]
 """A job, the tasks of one of its gangs, and the end of its backoff."""
@@ -135,22 +137,29 @@ class Shares:
             or (quota.gpu is not None and use.gpu + need.gpu * count > quota.gpu)
         )
 
-    def explain(self, job: JobRow, count: int) -> tuple[str, bool]:
-        """What of the quota is exceeded by how much, and whether it would fit if the user had nothing else."""
-        quota, use = self._quotas[job.user], self._uses[job.user]
-        need = Use()
-        need.add(job.resources, count)
-        parts, would_fit = [], True
-        for limit, used, asked, unit, shown in (
-            (quota.cpu_milli, use.cpu_milli, need.cpu_milli, " cpu", shown_cpu),
-            (quota.memory_bytes, use.memory_bytes, need.memory_bytes, " memory", shown_bytes),
-            (quota.gpu, use.gpu, need.gpu, " gpu", str),
-        ):
-            if limit is not None and used + asked > limit:
-                parts.append(f"{shown(limit)}{unit}, {shown(used)} used, {shown(asked)} needed")
-                would_fit &= asked <= limit
-        advice = "" if would_fit else ", more than the quota as a whole"
-        return f"the quota of user {job.user} is {' and '.join(parts)}{advice}", would_fit
+    def why(self, job: JobRow, count: int) -> Why:
+        """What of the quota so many tasks of the job exceed now."""
+        use = self._uses[job.user]
+        used = Use(use.cpu_milli, use.memory_bytes, use.gpu)  # more may be placed before it is asked
+        return partial(_over_quota, self._quotas[job.user], used, job, count)
+
+
+def _over_quota(quota: Quota, use: Use, job: JobRow, count: int) -> Waiting:
+    """By how much, and whether it would fit if the user had nothing else."""
+    need = Use()
+    need.add(job.resources, count)
+    parts, would_fit = [], True
+    for limit, used, asked, unit, shown in (
+        (quota.cpu_milli, use.cpu_milli, need.cpu_milli, " cpu", shown_cpu),
+        (quota.memory_bytes, use.memory_bytes, need.memory_bytes, " memory", shown_bytes),
+        (quota.gpu, use.gpu, need.gpu, " gpu", str),
+    ):
+        if limit is not None and used + asked > limit:
+            parts.append(f"{shown(limit)}{unit}, {shown(used)} used, {shown(asked)} needed")
+            would_fit &= asked <= limit
+    advice = "" if would_fit else ", more than the quota as a whole"
+    text = f"the quota of user {job.user} is {' and '.join(parts)}{advice}"
+    return Waiting(text, would_fit, position=None)
 
 
 def _bounds_tasks(quota: Quota) -> bool:

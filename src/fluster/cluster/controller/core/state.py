@@ -22,6 +22,7 @@ from fluster.cluster.controller.core.rows import (
     UserRow,
     WorkerRow,
 )
+from fluster.cluster.controller.core.waits import Waits
 from fluster.cluster.ids import AllocationId, AttemptUid, EndpointId, JobId, Namespace, WorkerId
 from fluster.cluster.states import WorkerStatus
 
@@ -150,7 +151,7 @@ class State:
     allocated_since: dict[AllocationId, float] = field(default_factory=dict)
     idle_since: dict[AllocationId, float] = field(default_factory=dict)
     refusals: dict[str, Refusal] = field(default_factory=dict)
-    waiting: dict[JobId, str] = field(default_factory=dict)
+    waiting: Waits = field(default_factory=Waits)
     hold: object = None
     late_reports: int = 0
     revision: int = 0
