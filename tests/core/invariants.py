@@ -101,11 +101,13 @@ _FROM_ROWS = (
 
 def _what_is_in_memory_is_what_the_rows_say(state: State, rows: Rows) -> None:
     fresh = rebuild(rows)
+    fresh.settings = state.settings
     for name in _FROM_ROWS:
         assert getattr(state, name) == getattr(fresh, name), name
     for worker in state.workers.values():
         assert state.room(worker) == fresh.room(worker)
     assert state.ready_workers() == fresh.ready_workers()
+    assert state.machines() == fresh.machines()
     for token in state.tokens.values():
         assert state.token_uses_left(token) == fresh.token_uses_left(token)
     assert state.endpoint_seen.keys() == fresh.endpoint_seen.keys()

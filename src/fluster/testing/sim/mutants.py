@@ -268,11 +268,11 @@ def _never_given_back() -> list[Patch]:
 
 
 def _idle_while_it_works() -> list[Patch]:
-    return [(reconcile, "_idle_s", lambda state, row, now: now - state.allocated_since.get(row.allocation_id, now))]
+    return [(reconcile, "_idle_s", lambda state, name, now: now - state.allocated_since.get(name, now))]
 
 
 def _coming_machines_not_counted() -> list[Patch]:
-    return [(demand, "missing_hosts", lambda *_: 0), (demand._DryRun, "add", lambda *_: [])]
+    return [(demand, "coming_hosts", lambda *_: []), (demand._DryRun, "add", lambda *_: [])]
 
 
 def _strays_kept() -> list[Patch]:

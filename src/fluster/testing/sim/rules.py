@@ -391,6 +391,8 @@ class Rules:
                 raise InvariantBroken("memory is what the rows say", "room", worker=worker.worker_id)
         if state.ready_workers() != fresh.ready_workers():
             raise InvariantBroken("memory is what the rows say", "ready workers")
+        if state.machines() != fresh.machines():
+            raise InvariantBroken("memory is what the rows say", "machines")
         for worker_id, held in state.held.items():
             if held.keys() != self._held[worker_id].keys():
                 raise InvariantBroken("memory is what the rows say", "held", worker=worker_id)

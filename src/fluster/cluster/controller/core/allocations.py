@@ -86,13 +86,10 @@ def observe(fold: Fold, event: AllocationObserved) -> None:
 def note_idle(fold: Fold) -> None:
     """Notes since when nothing runs on the machines of offers; whatever is placed there meanwhile ends that."""
     state = fold.state
-    if not state.settings.offers:
-        return
-    # A worker that is gone may still hold what has ended there and waits for the rest of its gang.
-    workers_with_work = (state.workers.get(worker_id) for worker_id, held in state.held.items() if held)
-    busy = {worker.allocation_id for worker in workers_with_work if worker is not None}
-    for row in state.allocations.values():
-        if row.status is AllocationStatus.READY and row.allocation_id not in busy:
-            state.idle_since.setdefault(row.allocation_id, fold.now)
+    machines = state.machines()
+    for allocation_id in machines.offers:
+        busy = any(state.held.get(worker.worker_id) for worker in machines.workers.get(allocation_id, ()))
+        if state.allocations[allocation_id].status is AllocationStatus.READY and not busy:
+            state.idle_since.setdefault(allocation_id, fold.now)
         else:
-            state.idle_since.pop(row.allocation_id, None)
+            state.idle_since.pop(allocation_id, None)

@@ -14,14 +14,11 @@ from functools import cached_property
 from itertools import chain
 
 from fluster.cluster.controller.core.capacity import Room, fits, room, slice_of, times
-from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, JobRow, Offer, Resources
+from fluster.cluster.controller.core.rows import AllocationRow, JobRow, Offer, Resources
 from fluster.cluster.controller.core.schedule import waiting_gangs
 from fluster.cluster.controller.core.shares import Shares
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
-
-COMING = (AllocationStatus.REQUESTED, AllocationStatus.READY)
-"""Of allocations that are there, or on their way."""
 
 
 @dataclass(slots=True)
@@ -68,15 +65,10 @@ def demand(state: State, now: float) -> Demand:
     return found
 
 
-def joined(state: State) -> Counter[AllocationId]:
-    """How many workers each allocation has."""
-    return Counter(worker.allocation_id for worker in state.workers.values())
-
-
-def missing_hosts(state: State, row: AllocationRow, joined: Counter[AllocationId]) -> int:
-    """Hosts of an allocation whose workers have not joined yet."""
-    offer = state.offer_of(row)
-    return max(0, (offer.hosts if offer is not None else 1) - joined[row.allocation_id])
+def coming_hosts(state: State) -> list[AllocationRow]:
+    """An allocation for each of its hosts whose worker has not joined yet."""
+    starting = state.machines().starting
+    return [state.allocations[each] for each, missing in starting.items() for _ in range(missing)]
 
 
 class _DryRun:
@@ -89,21 +81,17 @@ class _DryRun:
     def __init__(self, state: State, now: float) -> None:
         self._state = state
         self._now = now
-        offers = (state.offer_of(row) for row in state.allocations.values())
-        self.used = Counter(offer for offer in offers if offer is not None)
+        self.used = Counter(state.machines().offers.values())
         self._first: dict[Resources, int] = {}
         self._in_vain: set[tuple[Resources, int, int]] = set()
 
     @cached_property
     def _hosts(self) -> list[_Host]:
         """Those there are, then those that are on their way; looked at once a gang needs room."""
-        state, there = self._state, joined(self._state)
+        state = self._state
         ready = state.ready_workers().workers
         hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker).copy()) for worker in ready]
-        for row in state.allocations.values():
-            if row.status in COMING:
-                for _ in range(missing_hosts(state, row, there)):
-                    hosts.append(_Host(row.allocation_id, row.allocation_id, room(row.resources)))
+        hosts += [_Host(row.allocation_id, row.allocation_id, room(row.resources)) for row in coming_hosts(state)]
         return hosts
 
     def is_open(self, offer: Offer) -> bool:

@@ -85,7 +85,7 @@ def index_worker(state: State, worker: WorkerRow) -> None:
     """Puts a worker into the state; one that is gone only counts as a use of its token. Tokens come first."""
     state.revision += 1
     state.rooms.pop(worker.worker_id, None)
-    state.ready = None
+    state.ready = state.looked = None
     if worker.joined_by in state.tokens:
         state.joined[worker.joined_by].add(worker.worker_id)
     if worker.status is WorkerStatus.GONE:
@@ -100,7 +100,7 @@ def index_allocation(state: State, allocation: AllocationRow, now: float) -> Non
     """Puts an allocation into the state; one that is gone is forgotten."""
     allocation_id = allocation.allocation_id
     state.revision += 1
-    state.ready = None
+    state.ready = state.looked = None
     old = state.allocations.get(allocation_id)
     if allocation.status is AllocationStatus.GONE:
         for index in (state.allocations, state.allocated_since, state.idle_since):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fluster.cluster.controller.core.rows import AllocationStatus
 from fluster.cluster.controller.core.state import State
 
 _MAX_ERROR_CHARS = 300
@@ -16,9 +15,8 @@ def outlook(state: State, now: float) -> str:
 
 
 def _starting(state: State) -> list[str]:
-    joined = {worker.allocation_id for worker in state.workers.values()}
-    coming = (AllocationStatus.REQUESTED, AllocationStatus.READY)
-    number = sum(row.status in coming and row.allocation_id not in joined for row in state.allocations.values())
+    machines = state.machines()
+    number = sum(allocation_id not in machines.workers for allocation_id in machines.starting)
     return [f"{number} machine{'s' if number > 1 else ''} starting"] if number else []
 
 

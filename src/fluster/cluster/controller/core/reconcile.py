@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
-from fluster.cluster.controller.core.demand import COMING, demand, joined, missing_hosts
+from fluster.cluster.controller.core.demand import demand
 from fluster.cluster.controller.core.events import AllocationUnwanted, AllocationWanted
-from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, Resources
+from fluster.cluster.controller.core.machines import short_of
+from fluster.cluster.controller.core.rows import COMING, AllocationStatus, Resources
 from fluster.cluster.controller.core.silence import proven
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.ids import AllocationId
@@ -42,10 +42,12 @@ def intents(state: State, now: float) -> list[Intent]:
     given_back += _idle(state, now, lacking.wanted)
     unwanted = {intent.allocation_id for intent in given_back}
     found: list[Intent] = [*given_back]
-    taken = set(state.allocations)
-    for resources in _lacking(state, now, unwanted):
-        found.append(AllocationWanted(_free_name(state.settings.backend, taken), state.settings.backend, resources))
-        taken.add(found[-1].allocation_id)
+    if lacks := _lacking(state, now, unwanted):
+        taken = set(state.allocations)
+        for resources in lacks:
+            name = _free_name(state.settings.backend, taken)
+            found.append(AllocationWanted(name, state.settings.backend, resources))
+            taken.add(name)
     for number, offer in enumerate(lacking.asked):
         found.append(AllocationWanted(_new_name(offer.backend, now, number), offer.backend, offer.resources))
     return found
@@ -60,24 +62,15 @@ def _came_to_nothing(state: State, now: float) -> list[AllocationUnwanted]:
     """Machines that never started, and those whose workers never joined: others are tried in their place."""
     found: list[AllocationUnwanted] = []
     settings = state.settings
-    first_s = min(settings.start_timeout_s, settings.join_timeout_s)
-    waited = ((name, now - since) for name, since in state.allocated_since.items())
-    long_here = [
-        (state.allocations[allocation_id], waited_s) for allocation_id, waited_s in waited if waited_s > first_s
-    ]
-    there = joined(state) if long_here else Counter()
-    for row, waited_s in long_here:
+    for allocation_id in state.machines().starting:
+        row, waited_s = state.allocations[allocation_id], now - state.allocated_since[allocation_id]
         if row.status is AllocationStatus.REQUESTED and waited_s > settings.start_timeout_s:
             why = f"it did not start within {settings.start_timeout_s:g} s" + (f": {row.error}" if row.error else "")
-        elif (
-            row.status is AllocationStatus.READY
-            and waited_s > settings.join_timeout_s
-            and missing_hosts(state, row, there)
-        ):
+        elif row.status is AllocationStatus.READY and waited_s > settings.join_timeout_s:
             why = f"it started, but its worker did not join within {settings.join_timeout_s:g} s"
         else:
             continue
-        found.append(AllocationUnwanted(row.allocation_id, why, came_to_nothing=True))
+        found.append(AllocationUnwanted(allocation_id, why, came_to_nothing=True))
     return found
 
 
@@ -85,9 +78,8 @@ def _idle(state: State, now: float, wanted: set[AllocationId]) -> list[Allocatio
     """Machines of offers that nobody needs any more, beyond what each offer keeps."""
     settings = state.settings
     found: list[AllocationUnwanted] = []
-    idle = {
-        row.allocation_id for row in state.allocations.values() if _idle_s(state, row, now) >= settings.idle_release_s
-    }
+    of_offers = state.machines().offers
+    idle = {each for each in of_offers if _idle_s(state, each, now) >= settings.idle_release_s}
     for offer in settings.offers if idle else ():
         there = [row.allocation_id for row in state.allocations.values() if offer.made(row) and row.status in COMING]
         spare = len(there) - offer.at_least
@@ -96,8 +88,8 @@ def _idle(state: State, now: float, wanted: set[AllocationId]) -> list[Allocatio
     return found
 
 
-def _idle_s(state: State, row: AllocationRow, now: float) -> float:
-    return now - state.idle_since.get(row.allocation_id, now)
+def _idle_s(state: State, allocation_id: AllocationId, now: float) -> float:
+    return now - state.idle_since.get(allocation_id, now)
 
 
 def _lacking(state: State, now: float, unwanted: set[AllocationId]) -> list[Resources]:
@@ -105,18 +97,11 @@ def _lacking(state: State, now: float, unwanted: set[AllocationId]) -> list[Reso
     refusal = state.refusals.get(state.settings.backend)
     if refusal is not None and now < refusal.until:
         return []
-    held = [
-        row.resources
-        for row in state.allocations.values()
-        if row.status in COMING and row.allocation_id not in unwanted and row.backend == state.settings.backend
-    ]
-    lacking = []
-    for resources in state.settings.pool:
-        if resources in held:
-            held.remove(resources)
-        else:
-            lacking.append(resources)
-    return lacking
+    machines = state.machines()
+    if unwanted.isdisjoint(machines.pool):
+        return machines.lacking  # as in almost every turn
+    kept = (resources for allocation_id, resources in machines.pool.items() if allocation_id not in unwanted)
+    return short_of(state.settings.pool, kept)
 
 
 def _free_name(backend: str, taken: set[AllocationId]) -> AllocationId:

@@ -43,6 +43,10 @@ class AllocationStatus(StrEnum):
     GONE = "gone"
 
 
+COMING = (AllocationStatus.REQUESTED, AllocationStatus.READY)
+"""Of allocations that are there, or on their way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What a task needs, or a worker has. `slots`: tasks at one time."""

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from fluster.cluster.controller.core.fold import Fold
-from fluster.cluster.controller.core.rows import AllocationRow, AllocationStatus, WorkerRow
+from fluster.cluster.controller.core.rows import COMING, AllocationRow, WorkerRow
 from fluster.cluster.controller.core.state import State
-from fluster.cluster.ids import AllocationId
+from fluster.cluster.ids import WorkerId
 from fluster.cluster.states import WorkerStatus
 
 FEW = 2
@@ -25,12 +25,13 @@ def listen(fold: Fold) -> None:
     state, now = fold.state, fold.now
     limit = state.settings.silent_release_s
     state.hushed = {backend: at for backend, at in state.hushed.items() if now - at <= limit}
-    if _all_heard(state, now, _SHARE_OF_LIMIT * limit):
+    silent = _silent(state, now, _SHARE_OF_LIMIT * limit)
+    if len(silent) <= FEW:
         return
-    silent: defaultdict[str, list[bool]] = defaultdict(list)
-    for row, workers in _ready(state):
-        silent[row.backend].append(len(_silent(state, workers, now, _SHARE_OF_LIMIT * limit)) == len(workers))
-    for backend, each in silent.items():
+    by_backend: defaultdict[str, list[bool]] = defaultdict(list)
+    for row, workers in _heard_once(state):
+        by_backend[row.backend].append(all(worker.worker_id in silent for worker in workers))
+    for backend, each in by_backend.items():
         if sum(each) > max(FEW, MOST * len(each)):
             if backend not in state.hushed:
                 text = f"{sum(each)} of {len(each)} of {backend} are silent at once: none is given back for that"
@@ -44,31 +45,27 @@ def proven(state: State, now: float) -> Iterator[AllocationRow]:
     One whose lease has run out has nothing to lose any more, however many are silent with it.
     """
     limit = state.settings.silent_release_s
-    if _all_heard(state, now, limit):
-        return  # as in almost every turn
-    for row, workers in _ready(state):
-        silent = _silent(state, workers, now, limit)
+    silent = _silent(state, now, limit)
+    if not silent:
+        return
+    for row, workers in _heard_once(state):
+        of_these = [worker for worker in workers if worker.worker_id in silent]
         spared = now - state.hushed.get(row.backend, -limit) <= limit
-        lost = any(worker.status is WorkerStatus.LOST for worker in silent)
-        if lost or (len(silent) == len(workers) and not spared):
+        lost = any(worker.status is WorkerStatus.LOST for worker in of_these)
+        if lost or (len(of_these) == len(workers) and not spared):
             yield row
 
 
-def _all_heard(state: State, now: float, limit: float) -> bool:
-    return now - min(state.last_seen.values(), default=now) <= limit
+def _silent(state: State, now: float, limit: float) -> set[WorkerId]:
+    if now - min(state.last_seen.values(), default=now) <= limit:
+        return set()  # as in almost every turn
+    return {worker_id for worker_id, at in state.last_seen.items() if now - at > limit}
 
 
-def _silent(state: State, workers: list[WorkerRow], now: float, limit: float) -> list[WorkerRow]:
-    return [worker for worker in workers if now - state.last_seen.get(worker.worker_id, now) > limit]
-
-
-def _ready(state: State) -> Iterator[tuple[AllocationRow, list[WorkerRow]]]:
+def _heard_once(state: State) -> Iterator[tuple[AllocationRow, list[WorkerRow]]]:
     """Allocations whose workers have been heard once, with these."""
-    by_allocation: defaultdict[AllocationId, list[WorkerRow]] = defaultdict(list)
-    for worker in state.workers.values():
-        by_allocation[worker.allocation_id].append(worker)
+    workers_of = state.machines().workers
     for row in state.allocations.values():
         # A worker may join, and fall silent, before its backend calls the machine ready.
-        coming = row.status in (AllocationStatus.REQUESTED, AllocationStatus.READY)
-        if coming and (workers := by_allocation.get(row.allocation_id)):
+        if row.status in COMING and (workers := workers_of.get(row.allocation_id)):
             yield row, workers

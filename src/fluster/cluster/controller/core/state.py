@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from fluster.cluster.controller.core.capacity import Room, Use, room, whole
+from fluster.cluster.controller.core.machines import Machines, look, offer_of
 from fluster.cluster.controller.core.rows import (
     PROCESS_STATES,
     AllocationRow,
@@ -118,6 +119,7 @@ class State:
         revision: Counts what alters what `schedule` reads: while it stays, nothing that waits has a better chance.
         rooms: What workers have left, derived anew once a row it follows from has changed: `room`.
         ready: Workers that may be given work, likewise: `ready_workers`.
+        looked: What allocations and workers say together, likewise: `machines`.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -157,6 +159,7 @@ class State:
     revision: int = 0
     rooms: dict[WorkerId, Room] = field(default_factory=dict)
     ready: Ready | None = None
+    looked: Machines | None = None
 
     def current(self, job_id: JobId, task: int) -> AttemptRow | None:
         """The task's latest attempt."""
@@ -201,6 +204,15 @@ class State:
             self.ready = Ready(tuple(ready), whole(row.resources for row in ready))
         return self.ready
 
+    def machines(self) -> Machines:
+        """What allocations and workers say together."""
+        if self.looked is None:
+            settings = self.settings
+            self.looked = look(
+                self.allocations.values(), self.workers.values(), settings.offers, settings.backend, settings.pool
+            )
+        return self.looked
+
     def leaving(self, worker: WorkerRow) -> bool:
         """Whether the worker's allocation is being given back, or was."""
         if not worker.allocation_id:
@@ -210,7 +222,7 @@ class State:
 
     def offer_of(self, row: AllocationRow) -> Offer | None:
         """The offer an allocation was asked for by; `None`: it belongs to the pool, or the offer is made no more."""
-        return next((offer for offer in self.settings.offers if offer.made(row)), None)
+        return offer_of(row, self.settings.offers)
 
     def workers_of(self, allocation_id: AllocationId) -> list[WorkerRow]:
         """Workers of an allocation that are not known to be gone."""
