@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import Fluster
+
+from fluster import Cluster
+from fluster.cli import checks
 
 NAMES = {"python", "fluster", "uv", "machine", "limits", "docker", "open files", "clock", "cluster"}
 
@@ -35,7 +39,17 @@ def test_a_configured_cluster_that_does_not_answer_is_a_failure(alone: Fluster) 
 def test_a_cluster_that_answers_is_told_with_its_workers(fluster: Fluster) -> None:
     (cluster,) = [each for each in fluster("doctor", "--json").objects if each["name"] == "cluster"]
     assert cluster["status"] == "ok"
-    assert cluster["found"].endswith("1 workers ready")
+    assert cluster["found"].endswith("1 worker ready")
+
+
+def test_the_port_of_the_cluster_that_is_meant_is_nothing_to_mend(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    monkeypatch.setattr(checks, "_PORT", int(cluster.address.rpartition(":")[2]))
+    assert checks._port("http://127.0.0.1:9").status is checks.Status.LIMITED
+    found = checks._port(cluster.address)
+    assert (found.status, found.advice) == (checks.Status.OK, "")
+    assert "the configured cluster's" in found.found
 
 
 def test_a_command_runs_in_a_copy_of_the_workspace(fluster: Fluster, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def test_a_name_means_the_only_unfinished_job_that_has_it(fluster: Fluster, clus
     assert fluster("stop", second).code == 0
     ran = fluster("status", "twin")
     assert ran.code == 3
+    assert "an ended one is named by its id" in ran.stderr
     assert second in ran.stderr
     assert fluster("stop", other).code == 0
 

@@ -46,6 +46,15 @@ def test_a_command_that_is_missing_is_named(fluster: Fluster) -> None:
     assert "no-such-program" in ran.stderr
 
 
+def test_a_command_that_was_not_sent_along_is_told_with_how_to_send_it(fluster: Fluster) -> None:
+    (fluster.directory / "train.sh").write_text("#!/bin/sh\n")
+    ran = fluster("run", "--name", "not-sent", "--", "./train.sh")
+    assert ran.code == 127
+    assert "--workspace" in ran.stderr
+    job_id = fluster("jobs", "--name", "not-sent", "--json").objects[0]["job_id"]
+    assert "--workspace" in fluster("why", job_id).stdout
+
+
 def test_a_job_past_its_time_limit_ends_with_124_and_says_so(fluster: Fluster) -> None:
     ran = fluster("run", "--timeout", "0.5", "--", "sleep", "60")
     assert ran.code == 124

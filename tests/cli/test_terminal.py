@@ -29,6 +29,16 @@ def test_states_have_colours_and_the_last_column_is_cut_at_the_edge(fluster: Flu
     assert next(line for line in lines if line.startswith(bad)).endswith("…")
 
 
+def test_a_long_name_makes_room_for_what_is_said_of_its_job(fluster: Fluster, cluster: Cluster) -> None:
+    job_id = ended(cluster, f"sweep/{'x' * 110}-17", "exit 9")
+    shown = fluster.on_terminal("jobs", columns=80).stdout
+    lines = [ESCAPE.sub("", line).rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    line = next(line for line in lines if line.startswith(job_id))
+    assert re.search(r" sweep/x*…x*-17 +failed ", line)
+    assert "exited with" in line
+
+
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_a_terminal_whose_user_wants_it_plain_gets_plain_text(fluster: Fluster, environ: dict[str, str]) -> None:
     ran = fluster.on_terminal("run", "--", "echo", "plain", environ=environ)

@@ -149,6 +149,11 @@ def test_clusters_of_several_names_live_side_by_side(alone: Fluster) -> None:
         both = [alone.start("up", "--cluster", name) for name in ("one", "two")]
         said = [process.communicate(timeout=25)[1] for process in both]
         assert [process.returncode for process in both] == [0, 0], said
+        assert all(f"fluster down --cluster {name}" in text for name, text in zip(("one", "two"), said, strict=True))
+        ran = alone("down")
+        assert ran.code == 0
+        assert "no cluster named local" in ran.stderr
+        assert "`fluster down --cluster one`, `fluster down --cluster two`" in ran.stderr
         job_id = alone("run", "--cluster", "one", "--detach", "--", "true").stdout.strip()
         assert alone("wait", "--cluster", "one", job_id).code == 0
         assert alone("status", "--cluster", "two", job_id).code == 3

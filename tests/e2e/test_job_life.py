@@ -294,3 +294,15 @@ def test_a_cluster_without_its_token_is_closed(cluster: Cluster) -> None:
 
     with Cluster(cluster.address, token="fla_" + "0" * 64) as stranger, pytest.raises(NotPermitted):
         stranger.list_jobs()
+
+
+def test_a_job_that_waits_to_be_tried_again_says_what_it_failed_of(cluster: Cluster) -> None:
+    job_id = cluster.launch(command("sh", "-c", "exit 3", retry=RetryPolicy(max_failures=1, backoff_s=60.0)))
+    deadline = time.monotonic() + 10
+    while (info := cluster.poll(job_id)).tasks[0].cause is None:
+        assert time.monotonic() < deadline
+    (listed,) = [each for each in cluster.list_jobs() if each.job_id == job_id]
+    for reason in (info.pending_reason or "", listed.pending_reason or ""):
+        assert reason.startswith("tried again in")
+        assert reason.endswith("; attempt 1 ended: exited with code 3")
+    cluster.terminate(job_id)

@@ -69,7 +69,10 @@ class ActorPool(Generic[T]):
         while (size := self.size) < min_size:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"{size} of {min_size} actors {self._name!r} were there after {timeout:g} s")
+                raise TimeoutError(
+                    f"{size} of {min_size} actors {self._name!r} were there after {timeout:g} s;"
+                    " `Cluster.list_jobs()` shows whether a job that registers them waits or has failed"
+                )
             time.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 

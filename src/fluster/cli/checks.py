@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fluster.cli.human import format_bytes, format_count
 from fluster.cli.places import state_home
@@ -61,7 +62,7 @@ def all_checks(cluster: str | None) -> list[Check]:
         lambda: _disk("disk of state", state_home()),
         lambda: _disk("disk of environments", _cache_dir()),
         _open_files,
-        _port,
+        lambda: _port(_address(cluster)),
         _clock,
         lambda: _cluster(cluster),
     )
@@ -183,13 +184,26 @@ def _open_files() -> Check:
     return Check("open files", Status.OK, f"at most {soft}")
 
 
-def _port() -> Check:
+def _address(asked: str | None) -> str:
+    """Of the cluster that is meant; empty if none is."""
+    try:
+        target = find_target(asked)
+    except (FlusterError, ValueError, OSError):
+        return ""  # what is wrong is told below, of the cluster
+    return target.address if target is not None else ""
+
+
+def _port(address: str) -> Check:
     name = "controller's port"
+    parts = urlsplit(address)
+    mine = parts.port == _PORT and parts.hostname in ("127.0.0.1", "localhost")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", _PORT))
         except OSError as error:
+            if mine:
+                return Check(name, Status.OK, f"{_PORT} is the configured cluster's")
             advice = "unless that is your controller, give `fluster controller serve` another --port"
             return Check(name, Status.LIMITED, f"{_PORT} is taken: {error.strerror}", advice)
     return Check(name, Status.OK, f"{_PORT} is free")
@@ -223,4 +237,9 @@ def _cluster(asked: str | None) -> Check:
         return Check(name, Status.FAILED, first, " ".join(rest) or "see `fluster config show`")
     ready = sum(1 for worker in workers if worker.status == "ready")
     advice = "" if ready else "no worker is ready: `fluster workers`"
-    return Check(name, Status.OK if ready else Status.LIMITED, f"{target.address}, {ready} workers ready", advice)
+    return Check(
+        name,
+        Status.OK if ready else Status.LIMITED,
+        f"{target.address}, {ready} worker{'s' if ready != 1 else ''} ready",
+        advice,
+    )

@@ -18,7 +18,7 @@ _CURES = {
     Cause.TIME_LIMIT: "give it more with --timeout, or do less",
     Cause.WORKER_LOST: "`fluster workers` shows the machines",
     Cause.UNSCHEDULABLE: "ask for less, or add workers",
-    Cause.START_FAILED: "check the command and its path on the worker",
+    Cause.START_FAILED: "check the command and its path on the worker; `--workspace .` sends your files with it",
     Cause.DISK_FULL: "make room on the worker, or write less",
 }
 

@@ -50,6 +50,13 @@ class Standing:
             raise ValueError(f"a cluster on this machine has a name of letters, digits and . _ -, got {name[:80]!r}")
         return cls(name, state_home() / name)
 
+    @classmethod
+    def all_there(cls) -> list[Standing]:
+        """Those of this user of which anything may run, by name."""
+        names = sorted(path.name for path in state_home().glob("*") if _NAME.fullmatch(path.name))
+        found = [cls(name, state_home() / name) for name in names if name not in ("controller", "worker")]
+        return [standing for standing in found if standing.is_there()]
+
     @property
     def token_file(self) -> Path:
         """Holds the administrator's token."""

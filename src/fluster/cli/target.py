@@ -101,4 +101,6 @@ def _not_found(cluster: Cluster, text: str) -> JobNotFound:
     ended = [job for job in cluster.list_jobs(name_prefix=text, limit=100) if job.name == text]
     if not ended:
         return JobNotFound(text)
-    return JobNotFound(text, f"no unfinished job is named {text!r}; ended are {_candidates(ended)}")
+    return JobNotFound(
+        text, f"no unfinished job is named {text!r}; an ended one is named by its id: {_candidates(ended)}"
+    )

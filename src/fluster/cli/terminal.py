@@ -31,6 +31,9 @@ _STATE_STYLES = {
 _GAP = "  "
 _LEAST_ROOM = 8
 """Of the last column: below it a window is too narrow for the table, which then wraps."""
+_GOOD_ROOM = 24
+"""Of the last column: for it a wide one before it gives way, though not below _LEAST_INNER."""
+_LEAST_INNER = 16
 _HIDDEN_FIELDS = ("access_key",)
 """Secrets: never printed."""
 
@@ -128,7 +131,7 @@ def _print_fancy(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     screen = console(sys.stdout)
-    for number, line in enumerate(_aligned(columns, rows, cell_len)):
+    for number, line in enumerate(_aligned(columns, _narrowed(columns, rows, screen.width), cell_len)):
         *cells, last = line
         # What gives way in a narrow window is the last column, which holds prose.
         room = screen.width - sum(map(cell_len, cells))
@@ -136,6 +139,31 @@ def _print_fancy(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             last = f"{set_cell_size(last, room - 1).rstrip()}…"
         styled = [(cell, "bold" if number == 0 else _STATE_STYLES.get(cell.strip(), "")) for cell in (*cells, last)]
         screen.print(Text.assemble(*styled), soft_wrap=True)
+
+
+def _narrowed(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> Sequence[Sequence[str]]:
+    """Rows whose widest inner column gives way, from the middle of its cells, where the last would have no room."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, (column.lstrip(">"), *cells))) for column, *cells in zip(columns, *rows, strict=True)]
+    lacking = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1) + min(widths[-1], _GOOD_ROOM) - room
+    if lacking <= 0 or len(widths) < 3:
+        return rows
+    widest = max(range(1, len(widths) - 1), key=widths.__getitem__)
+    width = max(widths[widest] - lacking, min(widths[widest], _LEAST_INNER))
+    return [[_cut(cell, width) if index == widest else cell for index, cell in enumerate(row)] for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    """Beginning and end of a text that is too wide: names of one sweep differ in one of them."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    end = text[-(width // 2) :]
+    while cell_len(end) > width // 2:
+        end = end[1:]
+    return f"{set_cell_size(text, width - cell_len(end) - 1).rstrip()}…{end}"
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

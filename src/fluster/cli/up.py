@@ -33,16 +33,17 @@ _ANSWER_S = 10.0
 _JOBS_S = 15.0
 """A stopped job has 10 s to end by itself; what is left is killed with its worker."""
 _POLL_S = 0.05
+_LOCAL = "local"
 _NEXT = """
   fluster run -- COMMAND    run a command as a job
   fluster jobs              what there is
   fluster workers           what this machine offers
-  fluster down              end it, with its jobs"""
+  {down}              end it, with its jobs"""
 
 
 def _name_option(function: F) -> F:
     text = "Name of the cluster.  [default: local]"
-    return click.option("--cluster", "name", metavar="NAME", default="local", help=text)(function)
+    return click.option("--cluster", "name", metavar="NAME", default=_LOCAL, help=text)(function)
 
 
 @click.command()
@@ -81,7 +82,7 @@ def up(
             with passing("waiting for its worker"):
                 worker = _wait_for_worker(client, _WORKER_S if backend == "local" else _CONTAINER_S)
     print_talk(f"a cluster of this machine is up{'' if fresh else ' already'} at {address}{_offer(worker)}")
-    print_talk(f"{_who_means_it(standing, address, previous)}\n{_NEXT}")
+    print_talk(f"{_who_means_it(standing, address, previous)}\n{_NEXT.format(down=_ends_it(standing))}")
 
 
 def _arguments(
@@ -162,7 +163,12 @@ def _who_means_it(standing: Standing, address: str, previous: str | None) -> str
         source = target.source if target is not None else "nothing"
         return f"{source} names another cluster here: --cluster {standing.name} means this one"
     instead = f", instead of {previous}" if previous else ""
-    return f"it stays until `fluster down`; commands and programs mean it now{instead} ({short(user_config_file())})"
+    stays = f"it stays until `{_ends_it(standing)}`"
+    return f"{stays}; commands and programs mean it now{instead} ({short(user_config_file())})"
+
+
+def _ends_it(standing: Standing) -> str:
+    return "fluster down" + (f" --cluster {standing.name}" if standing.name != _LOCAL else "")
 
 
 @click.command()
@@ -180,7 +186,9 @@ def down(name: str) -> None:
             _end_processes(standing)
     was_configured = _unconfigure(standing)
     if not was_up and not was_configured:
-        print_talk("no cluster of `fluster up` runs on this machine")
+        others = ", ".join(f"`{_ends_it(each)}`" for each in Standing.all_there())
+        there = f"; there are {others}" if others else ""
+        print_talk(f"no cluster named {name} of `fluster up` runs on this machine{there}")
         return
     stopped = f", {len(jobs)} unfinished job{'s' if len(jobs) != 1 else ''} stopped" if jobs else ""
     print_talk(f"the cluster of this machine is down{stopped}; its history is kept in {short(standing.directory)}")

@@ -25,7 +25,7 @@ _ADVICE = {
     Cause.PREEMPTED: "raise retry.max_preemptions",
     Cause.UNSCHEDULABLE: "ask for less, add workers, or raise scheduling_timeout_s",
     Cause.BUILD_FAILED: "mend the environment and launch again",
-    Cause.START_FAILED: "check the command and its path on the worker",
+    Cause.START_FAILED: "check the command and its path on the worker; `--workspace .` sends your files with it",
     Cause.DISK_FULL: "write less, ask for more disk, or make room on the worker",
 }
 

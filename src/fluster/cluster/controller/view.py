@@ -19,6 +19,9 @@ from fluster.cluster.controller.core.state import State
 from fluster.cluster.states import Cause, JobStatus, TaskState
 from fluster.rpc.gen.fluster.cluster.v1 import controller_pb, types_pb
 
+_SETBACK = 200
+"""Letters of it that are told with each job of a list."""
+
 
 def status_message(status: JobStatus) -> types_pb.JobStatus:
     """The wire's value of a status."""
@@ -55,7 +58,7 @@ def live_job_message(state: State, job: JobRow, *, with_tasks: bool = True) -> t
     status = job_status(job, [task.state for task in tasks])
     message = _job_message(job, status, _first_start(attempts))
     if status is JobStatus.PENDING:
-        message.pending_reason = pending_reason(state, job)
+        message.pending_reason = pending_reason(state, job) + _setback(attempts)
     if with_tasks:
         message.tasks = [task_message(task, attempt) for task, attempt in zip(tasks, attempts, strict=True)]
     return message
@@ -70,6 +73,16 @@ def pending_reason(state: State, job: JobRow) -> str:
     if any(task.state is TaskState.PENDING for task in state.tasks[job.job_id]):
         return "to be placed"
     return "placed, its worker starts it"
+
+
+def _setback(attempts: Sequence[AttemptRow | None]) -> str:
+    """What the latest attempt of a job of which nothing runs ended of; nothing of those that ended with another's."""
+    ended = [a for a in attempts if a is not None and a.cause not in (None, Cause.TERMINATED)]
+    if not ended:
+        return ""
+    last = max(ended, key=lambda attempt: attempt.finished_at or 0.0)
+    line = (last.error_message or str(last.cause)).partition("\n")[0]
+    return f"; attempt {last.number} ended: {line[:_SETBACK]}{'…' if len(line) > _SETBACK else ''}"
 
 
 def _first_start(attempts: Sequence[AttemptRow | None]) -> float | None:
