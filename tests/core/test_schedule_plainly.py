@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 import pytest
 from tests.core.scenario import GB, Scenario
 
-from fluster.cluster.controller.core.capacity import Slot, Use, fits, slice_of, times
+from fluster.cluster.controller.core.blocks import Blocks
+from fluster.cluster.controller.core.capacity import Slot, Use, fits, room, slice_of, times
 from fluster.cluster.controller.core.events import GangPlaced, Member
 from fluster.cluster.controller.core.hold import Hold, choose
-from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
+from fluster.cluster.controller.core.outline import Outline
 from fluster.cluster.controller.core.reasons import reason
-from fluster.cluster.controller.core.rows import JobRow, Resources, Retry
+from fluster.cluster.controller.core.rows import JobRow, Resources, Retry, WorkerRow
 from fluster.cluster.controller.core.schedule import schedule
 from fluster.cluster.controller.core.shares import use_of
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.core.waits import Waiting
-from fluster.cluster.ids import JobId, WorkerId
+from fluster.cluster.ids import AllocationId, JobId, WorkerId
 from fluster.cluster.states import TaskState
 
 
@@ -226,6 +227,21 @@ def shortened(waiting: Waiting) -> Waiting:
     return replace(waiting, reason=waiting.reason.partition(" is ")[0]) if quota else waiting
 
 
+WORKER = WorkerRow(
+    worker_id=WorkerId("w"),
+    credential_sha256="",
+    incarnation="",
+    address="",
+    advertise_host="",
+    host_id="",
+    allocation_id=AllocationId(""),
+    resources=Resources(),
+    cgroup="",
+    joined_by="",
+    registered_at=0.0,
+)
+
+
 def any_resources(chance: random.Random) -> Resources:
     gpu = chance.choice([0, 0, 1, 2])
     return Resources(
@@ -239,14 +255,30 @@ def any_resources(chance: random.Random) -> Resources:
     )
 
 
-def test_what_one_need_has_shown_holds_for_every_need_that_asks_no_less() -> None:
-    chance = random.Random(0)
-    compared = 0
-    for _ in range(20_000):
-        need, other, have = (any_resources(chance) for _ in range(3))
-        if asks_no_less(need, other):
-            compared += 1
-            assert fits(other, have) or not fits(need, have)
-        if fits(need, have) or fits(other, have):
-            assert fits(least(need, other), have)
-    assert compared > 200
+@pytest.mark.parametrize("seed", range(20))
+def test_blocks_find_the_first_worker_with_room_wherever_one_begins(seed: int) -> None:
+    chance = random.Random(seed)
+    rooms = [room(any_resources(chance)) for _ in range(chance.choice([0, 1, 5, 64, 65, 300]))]
+    slots = [Slot(WORKER, left, left) for left in rooms]
+    blocks = Blocks(slots)
+    found = 0
+    for _ in range(500):
+        need = any_resources(chance)
+        able = [index for index, slot in enumerate(slots) if fits(need, slot.free)]
+        assert blocks.may_hold(need) or not able
+        start = chance.choice([0, chance.randrange(len(slots) + 1)])
+        first = next((index for index in able if index >= start), len(slots))
+        assert blocks.first(need, start) == first
+        if first < len(slots) and chance.random() < 0.7:
+            slots[first].take(need)
+            found += 1
+    assert found > 10 or len(slots) < 64
+
+
+def test_a_need_that_fits_nowhere_is_known_by_one_look_once_another_was_looked_for() -> None:
+    slots = [Slot(WORKER, left, left) for left in (room(Resources(500 + index % 7, 4)) for index in range(1000))]
+    blocks = Blocks(slots)
+    assert blocks.may_hold(Resources(600, 4))
+    assert blocks.first(Resources(600, 4), 0) == 1000
+    assert not blocks.may_hold(Resources(507, 1))
+    assert blocks.may_hold(Resources(506, 4))

@@ -42,10 +42,11 @@ class Outline:
 
 
 def _outdoes(one: Slot, other: Slot) -> bool:
-    return _holds(one.left, other.left) and _holds(one.worker.resources, other.worker.resources)
+    return holds(one.left, other.left) and holds(one.worker.resources, other.worker.resources)
 
 
-def _holds(one: Resources | Room, other: Resources | Room) -> bool:
+def holds(one: Resources | Room, other: Resources | Room) -> bool:
+    """Whether the one is at least as much as the other, and of its kind."""
     return (
         one.cpu_milli >= other.cpu_milli
         and one.memory_bytes >= other.memory_bytes
@@ -54,28 +55,4 @@ def _holds(one: Resources | Room, other: Resources | Room) -> bool:
         and one.slots >= other.slots
         and one.gpu_variant == other.gpu_variant
         and one.tpu_variant == other.tpu_variant
-    )
-
-
-def asks_no_less(need: Resources, other: Resources) -> bool:
-    """Whether all that is too small for the other need is too small for this one."""
-    return (
-        need.cpu_milli >= other.cpu_milli
-        and need.memory_bytes >= other.memory_bytes
-        and need.disk_bytes >= other.disk_bytes
-        and need.gpu >= other.gpu
-        and need.slots >= other.slots
-        and (not other.gpu or other.gpu_variant in ("", "auto", need.gpu_variant))
-        and other.tpu_variant in ("", need.tpu_variant)
-    )
-
-
-def least(one: Resources, other: Resources) -> Resources:
-    """A need that both are at least: a worker without room for it has room for neither."""
-    return Resources(
-        min(one.cpu_milli, other.cpu_milli),
-        min(one.memory_bytes, other.memory_bytes),
-        min(one.disk_bytes, other.disk_bytes),
-        min(one.gpu, other.gpu),
-        min(one.slots, other.slots),
     )

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from math import inf
 
+from fluster.cluster.controller.core.blocks import Blocks, shape
 from fluster.cluster.controller.core.capacity import Slot, fits, times
 from fluster.cluster.controller.core.events import Member
 from fluster.cluster.controller.core.hold import Hold, choose
-from fluster.cluster.controller.core.outline import Outline, asks_no_less, least
+from fluster.cluster.controller.core.outline import Outline
 from fluster.cluster.controller.core.reasons import Reason, no_worker, reason, slices_wanted, whole_slices
 from fluster.cluster.controller.core.rows import JobRow, Resources, WorkerRow
 from fluster.cluster.controller.core.state import State
 from fluster.cluster.controller.core.waits import Waiting
 from fluster.cluster.ids import WorkerId
-
-# Ten thousand rows bring as many equal `Resources`; hashing those themselves costs four times as much as this.
-_key = attrgetter("cpu_milli", "memory_bytes", "disk_bytes", "gpu", "slots", "gpu_variant", "tpu_variant")
-
-_MAX_FAILED = 64
-"""Needs known to find no room that a new one is compared with: more would cost more than looking for room."""
 
 
 @dataclass(slots=True)
@@ -30,12 +25,12 @@ class _Search:
     Attributes:
         start: No worker before this one has room.
         full_at: Neither a gang of so many tasks nor a larger one finds room.
-        reasons: Why, by number of tasks.
+        vain_at: Nor could it have any if nothing else ran.
     """
 
     start: int = 0
-    full_at: float = float("inf")
-    reasons: dict[int, Reason] = field(default_factory=dict)
+    full_at: float = inf
+    vain_at: float = inf
 
 
 class Placing:
@@ -57,9 +52,8 @@ class Placing:
         self._nobody = "" if self._slots else no_worker(state)
         self._outline = Outline(self._slots)
         self._searches: dict[tuple[object, int], _Search] = {}
-        self._failed: list[Resources] = []
-        self._least: Resources | None = None
-        self._open = 0
+        self._blocks = Blocks(self._slots)
+        self._reasons: dict[tuple[object, int, int], Reason] = {}
 
     @cached_property
     def _by_id(self) -> dict[WorkerId, Slot]:
@@ -67,59 +61,54 @@ class Placing:
 
     def place(self, job: JobRow, tasks: range) -> tuple[Member, ...] | None:
         """Takes room for the whole gang, or none."""
-        search = self._search(job)
-        count = len(tasks)
+        search, need, count = self._search(job), job.resources, len(tasks)
         if count >= search.full_at:
             return None
-        found = self._slices(job, count) if job.slice_hosts else self._first(job.resources, count, search)
+        if count == 1 and not job.slice_hosts:
+            slot = self._one(need, search)
+            if slot is None:
+                return None
+            slot.take(need)
+            return (Member(tasks[0], slot.worker.worker_id),)
+        found = self._slices(job, count) if job.slice_hosts else self._several(need, count, search)
         if found is None:
             search.full_at = count
             return None
         for slot in found:
-            slot.take(job.resources)
-        if count == 1:
-            return (Member(tasks[0], found[0].worker.worker_id),)
+            slot.take(need)
         return tuple([Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True)])
 
     def _search(self, job: JobRow) -> _Search:
-        key = (_key(job.resources), job.slice_hosts)
+        key = (shape(job.resources), job.slice_hosts)
         search = self._searches.get(key)
         if search is None:
             search = self._searches[key] = self._new_search(job.resources)
         return search
 
     def _new_search(self, need: Resources) -> _Search:
-        """What other needs have shown is not looked for again."""
-        if any(asks_no_less(need, failed) for failed in self._failed):
-            return _Search(full_at=1)
-        lower = need if self._least is None else least(need, self._least)
-        if lower != self._least:
-            self._least, self._open = lower, 0
-        return _Search()
+        return _Search() if self._blocks.may_hold(need) else _Search(full_at=1)
 
-    def _skip_full(self, smallest: Resources) -> int:
-        """Where to begin: workers before that have no room for the smallest need there is."""
-        while self._open < len(self._slots) and not fits(smallest, self._slots[self._open].free):
-            self._open += 1
-        return self._open
+    def _one(self, need: Resources, search: _Search) -> Slot | None:
+        """The first worker that holds a task."""
+        slots, at = self._slots, search.start
+        if at < len(slots) and fits(need, slots[at].free):
+            return slots[at]
+        at = search.start = self._blocks.first(need, at)
+        if at < len(slots):
+            return slots[at]
+        search.full_at = 1
+        return None
 
-    def _first(self, need: Resources, count: int, search: _Search) -> list[Slot] | None:
+    def _several(self, need: Resources, count: int, search: _Search) -> list[Slot] | None:
         """The first workers that hold so many tasks."""
-        workers = self._slots
-        search.start = max(search.start, self._skip_full(self._least or need))
-        while search.start < len(workers) and not fits(need, workers[search.start].free):
-            search.start += 1
-        if search.start == len(workers):
-            if len(self._failed) < _MAX_FAILED:
-                self._failed.append(need)
-            return None
-        if count == 1:
-            return [workers[search.start]]
         found: list[Slot] = []
-        for index in range(search.start, len(workers)):
-            found += [workers[index]] * min(times(need, workers[index].free), count - len(found))
+        slots, at = self._slots, self._blocks.first(need, search.start)
+        search.start = at
+        while at < len(slots):
+            found += [slots[at]] * min(times(need, slots[at].free), count - len(found))
             if len(found) == count:
                 return found
+            at = self._blocks.first(need, at + 1)
         return None
 
     def _slices(self, job: JobRow, count: int) -> list[Slot] | None:
@@ -131,10 +120,13 @@ class Placing:
 
     def hold_back(self, job: JobRow, tasks: range, position: int) -> None:
         """Keeps room for the first gang that waits for it; the others are not waited for yet."""
-        if self.hold is not None or self._outline.in_all(job.resources) < len(tasks):
+        search = self._search(job)
+        if self.hold is not None or len(tasks) >= search.vain_at:
             return
-        self.hold = choose(self._state, self._by_id, job, tasks, self._now)
+        if self._outline.in_all(job.resources) >= len(tasks):
+            self.hold = choose(self._state, self._by_id, job, tasks, self._now)
         if self.hold is None:
+            search.vain_at = len(tasks)
             return
         self._holder, self._held_at = job, position
         for worker_id in self.hold.places:
@@ -149,10 +141,10 @@ class Placing:
     def _reason(self, job: JobRow, count: int) -> Reason:
         if self._nobody:
             return Reason(self._nobody, would_fit=False)
-        reasons = self._search(job).reasons
-        if count not in reasons:
-            reasons[count] = reason(self._outline, job, count)
-        return reasons[count]
+        asked = (shape(job.resources), job.slice_hosts, count)
+        if asked not in self._reasons:
+            self._reasons[asked] = reason(self._outline, job, count)
+        return self._reasons[asked]
 
     def _behind(self, job: JobRow, position: int) -> str:
         """Whom room is held for that this gang could have had. Names of other namespaces are not told."""
