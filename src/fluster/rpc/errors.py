@@ -79,6 +79,8 @@ _BY_REASON = {row.reason: row for row in _TABLE}
 # What has no reason was refused by the RPC library itself. The first row of a code that is not narrower than the code.
 _BY_CODE = {row.code: row for row in reversed(_TABLE) if row.type is not JobNotFound}
 _BY_TYPE = {row.type: row for row in reversed(_TABLE)}
+_HUNG_UP = 499
+"""The caller went away while it was being answered."""
 _CODE_OF_STATUS = {
     400: "invalid_argument",
     401: "unauthenticated",
@@ -119,8 +121,8 @@ def refusal(reason: str, message: str) -> WireError:
 
 
 def is_refusal(status: int) -> bool:
-    """Whether an answer of this HTTP status says that the request is not taken, rather than that we failed."""
-    return 400 <= status < 500 or status == 501
+    """Whether an answer of this HTTP status says that the request is not taken, rather than that one of us ended it."""
+    return (400 <= status < 500 and status != _HUNG_UP) or status == 501
 
 
 def refusal_by_status(status: int) -> WireError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import socket
 from typing import Any
 
@@ -118,6 +119,24 @@ def test_who_looks_for_what_is_not_there_is_no_audit_matter_and_who_looks_at_ano
     refused(alone, "TerminateJob: not_found", actor="user:bob")
     assert refused(alone, "GetJobStatus: not_found", actor="user:bob").job_id == job_id
     assert len([each for each in audit(alone, actor="user:bob") if each.kind == refusals.KIND]) == 2
+    terminate(alone.admin, job_id)
+
+
+def test_who_hangs_up_while_it_waits_was_not_refused(alone: Site) -> None:
+    assert alone.server._running is not None
+    calls = alone.server._running.controller.calls._calls
+    alice = alone.user("alice")
+    job_id = launch(alice, cpu=1000.0)
+    plain = http.client.HTTPConnection(alone.address.removeprefix("http://"), timeout=10)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {alice.token}"}
+    plain.request("POST", f"/{SERVICE}/WaitJobs", json.dumps({"jobIds": [job_id], "waitS": 30}), headers)
+    wait_for(lambda: calls, "the call to be open")
+    plain.close()
+    wait_for(lambda: not calls, "the call to be over")
+    alice.post(pb.ListTokensRequest())
+
+    refused(alone, "ListTokens is not for users")
+    assert len([each for each in audit(alone, actor="user:alice") if each.kind == refusals.KIND]) == 1
     terminate(alone.admin, job_id)
 
 
