@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import click
 
 from fluster.cli.options import Duration, mount_option, python_option
 from fluster.cli.places import state_home
+from fluster.cluster.daemon_log import log_to_stderr
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -115,7 +114,7 @@ def controller_serve(
     with uncollected():
         from fluster.cluster.controller.main import ServeOptions, run
 
-    _log_to_stderr()
+    log_to_stderr()
     return run(
         ServeOptions(
             state_dir=(state_dir or state_home() / "controller").absolute(),
@@ -207,7 +206,7 @@ def worker_serve(
     from fluster.cluster.worker.config import WorkerConfig
     from fluster.cluster.worker.main import run
 
-    _log_to_stderr()
+    log_to_stderr()
     config = WorkerConfig(
         controller=normal_address(controller),
         token_file=token_file,
@@ -227,9 +226,3 @@ def worker_serve(
         cache_cap_bytes=parse_bytes(cache_size, "cache-size") if cache_size is not None else DEFAULT_CAP_BYTES,
     )
     return run(config)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    # A line for each request and connection is noise here.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

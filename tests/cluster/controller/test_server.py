@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import importlib.util
 import signal
 import socket
@@ -307,6 +308,18 @@ def test_sigterm_ends_it_quietly_and_what_ran_is_known_again(tmp_path: Path) -> 
             controller.send_signal(signal.SIGTERM)
             assert controller.wait(10) == 0
         assert "Traceback" not in errors.read_text()
+
+
+def test_a_stranger_writes_no_line_of_its_own_into_the_log(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with process([*SERVE, "--state-dir", str(tmp_path / "state"), "--port", "0"], errors) as (_, said, _):
+        plain = http.client.HTTPConnection(said["address"].removeprefix("http://"), timeout=10)
+        plain.request("POST", "/x%0A2026-01-01%20forged%1B%5D0;title%07/y", b"{}", {"content-type": "application/json"})
+        assert plain.getresponse().status == 401
+        plain.close()
+        wait_for(lambda: "forged" in errors.read_text(), "the line on the refused request")
+    assert not [line for line in errors.read_text().splitlines() if line.startswith("2026-01-01")]
+    assert "\x1b" not in errors.read_text()
 
 
 def test_controller_and_its_service_never_load_pickle_nor_import_actors(tmp_path: Path) -> None:

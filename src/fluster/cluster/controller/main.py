@@ -7,7 +7,6 @@ import asyncio
 import gc
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from fluster.cluster.controller.core.state import Settings
 from fluster.cluster.controller.machine import this_machine
 from fluster.cluster.controller.server import ControllerConfig, ControllerDaemon, MakeBackend, Running, is_loopback
 from fluster.cluster.controller.statedir import StateDir
+from fluster.cluster.daemon_log import log_to_stderr
 from fluster.cluster.docker.engine import Engine, find_socket
 from fluster.cluster.docker.mounts import Mount, check_mounts
 from fluster.cluster.docker.network import provide_network
@@ -309,8 +309,7 @@ def _backend(options: ServeOptions) -> MakeBackend | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of this module; exit code 2 with one line for what cannot be."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    log_to_stderr()
     try:
         if arguments.command == "end":
             end(arguments.state_dir.absolute())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fluster.cluster.context import with_absolute_python_path
+from fluster.cluster.daemon_log import log_to_stderr
 from fluster.cluster.loading import uncollected
 from fluster.cluster.validation import check_cpu, check_int, check_name, parse_bytes
 from fluster.cluster.worker.config import WorkerConfig
@@ -29,8 +29,7 @@ def run(config: WorkerConfig) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit code 2 for what cannot be, 4 for what is not permitted, 1 for what went wrong."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    log_to_stderr()
     try:
         if arguments.command == "end":
             from fluster.cluster.worker import daemon
