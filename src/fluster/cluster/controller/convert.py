@@ -281,13 +281,14 @@ def observed(message: controller_pb.ObservedAttempt) -> Observed:
         uid=AttemptUid(message.attempt_uid),
         state=state,
         started_at=_time(message.started_at) if message.has_field("started_at") else None,
-        exit=None if message.exit is None else _exit(message.exit),
+        exit=None if message.exit is None else exit_of(message.exit),
         master_port=message.master_port,
         environment=message.environment[:_MAX_ENVIRONMENT_CHARS],
     )
 
 
-def _exit(message: types_pb.ExitReport) -> Exit:
+def exit_of(message: types_pb.ExitReport) -> Exit:
+    """How an attempt ended, as its worker says."""
     cause = known(message.cause, "cause")
     if message.has_field("exit_code") and not 0 <= message.exit_code <= 255:
         raise refuse("exit_code", "0 to 255", message.exit_code)

@@ -69,11 +69,12 @@ def _progress(fold: Fold, attempt: AttemptRow, seen: Observed, incarnation: str)
     state = _furthest(attempt, seen)
     started_at = attempt.started_at if attempt.started_at is not None else seen.started_at
     port = attempt.master_port or seen.master_port
-    if attempt.observed and (state, started_at, port, incarnation) == (
-        attempt.state,
-        attempt.started_at,
-        attempt.master_port,
-        attempt.incarnation,
+    if (
+        attempt.observed
+        and state is attempt.state
+        and started_at == attempt.started_at
+        and port == attempt.master_port
+        and incarnation == attempt.incarnation
     ):
         return attempt
     changed = replace(
@@ -106,7 +107,10 @@ def _on_our_clock(attempt: AttemptRow, seen: Observed, now: float) -> Observed:
         began = max(began, attempt.placed_at)
     if how is not None:
         ended = how.finished_at if began is None else began + ran_s
-        how = replace(how, finished_at=min(max(ended, attempt.placed_at), now))
+        ended = min(max(ended, attempt.placed_at), now)
+        how = how if ended == how.finished_at else replace(how, finished_at=ended)
+    if began == seen.started_at and how is seen.exit:
+        return seen  # its clock is right
     return replace(seen, started_at=began, exit=how)
 
 
@@ -169,27 +173,32 @@ def give_up(fold: Fold, attempt: AttemptRow, why: str) -> None:
 
 
 def _classify(retry: Retry, attempt: AttemptRow, how: Exit) -> AttemptRow:
-    ended = replace(
-        attempt,
-        finished_at=how.finished_at,
-        exit_code=how.exit_code,
-        error_message=how.error_message,
-        peak_memory_bytes=how.peak_memory_bytes,
-    )
     stopped = how.stop_requested or how.cause is Cause.TERMINATED
-    if stopped and attempt.stop_cause is not None:
-        charge = Charge.PREEMPTION if attempt.stop_cause is Cause.PREEMPTED else Charge.NONE
-        state = AttemptState.FAILED if attempt.stop_cause is Cause.PREEMPTED else AttemptState.STOPPED
-        message = f"{attempt.stop_reason}: {how.error_message}" if how.error_message else attempt.stop_reason
-        return replace(ended, state=state, cause=attempt.stop_cause, error_message=message, charge=charge)
-    if stopped:
+    if stopped and attempt.stop_cause is None:
         message = f"its worker stopped it, which nobody had asked for: {how.error_message}"
         how = replace(how, cause=Cause.WORKER_LOST, stop_requested=False, error_message=message)
         return _classify(retry, attempt, how)
-    if how.cause is None and how.exit_code == 0:
-        return replace(ended, state=AttemptState.EXITED, error_message="")
-    cause = how.cause if how.cause is not None else Cause.EXIT
-    return replace(ended, state=AttemptState.FAILED, cause=cause, charge=_charge(retry, attempt, cause, how))
+    state, cause, charge, message = AttemptState.FAILED, attempt.cause, attempt.charge, how.error_message
+    if stopped:
+        cause, charge = attempt.stop_cause, Charge.PREEMPTION
+        if cause is not Cause.PREEMPTED:
+            state, charge = AttemptState.STOPPED, Charge.NONE
+        message = f"{attempt.stop_reason}: {message}" if message else attempt.stop_reason
+    elif how.cause is None and how.exit_code == 0:
+        state, message = AttemptState.EXITED, ""
+    else:
+        cause = how.cause if how.cause is not None else Cause.EXIT
+        charge = _charge(retry, attempt, cause, how)
+    return replace(
+        attempt,
+        state=state,
+        cause=cause,
+        charge=charge,
+        error_message=message,
+        finished_at=how.finished_at,
+        exit_code=how.exit_code,
+        peak_memory_bytes=how.peak_memory_bytes,
+    )
 
 
 def _charge(retry: Retry, attempt: AttemptRow, cause: Cause, how: Exit) -> Charge:

@@ -23,11 +23,23 @@ from fluster.cluster.ids import AllocationId
 
 @dataclass(slots=True)
 class _Host:
-    """Room on one host. `allocation_id`: empty where there is none, or none yet."""
+    """Room on one host.
+
+    Attributes:
+        allocation_id: Empty where there is none, or none yet.
+        left: The state's own until some is taken.
+    """
 
     allocation_id: AllocationId
     slice_id: str
     left: Room
+    owned: bool = False
+
+    def take(self, need: Resources) -> None:
+        """A task is imagined here."""
+        if not self.owned:
+            self.left, self.owned = self.left.copy(), True
+        self.left.take(need)
 
 
 @dataclass(slots=True)
@@ -90,7 +102,7 @@ class _DryRun:
         """Those there are, then those that are on their way; looked at once a gang needs room."""
         state = self._state
         ready = state.ready_workers().workers
-        hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker).copy()) for worker in ready]
+        hosts = [_Host(worker.allocation_id, slice_of(worker), state.room(worker)) for worker in ready]
         hosts += [_Host(row.allocation_id, row.allocation_id, room(row.resources)) for row in coming_hosts(state)]
         return hosts
 
@@ -126,7 +138,7 @@ class _DryRun:
             found.asked += offers
             places += self._imagine(job, lacking, offers)
         for place in places:
-            place.left.take(job.resources)
+            place.take(job.resources)
 
     def _places(self, job: JobRow, count: int) -> list[_Host]:
         """A host for each task that has room, repeated when it is to hold several."""

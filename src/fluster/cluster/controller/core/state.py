@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fluster.cluster.controller.core.capacity import Room, Use, room, whole
 from fluster.cluster.controller.core.machines import Machines, look, offer_of
@@ -239,7 +239,7 @@ class State:
         row = self.users.get(user)
         quota = Quota() if row is None else row.quota
         if user and quota.jobs is None:
-            return replace(quota, jobs=self.settings.max_unfinished_jobs_per_user)
+            return Quota(quota.cpu_milli, quota.memory_bytes, quota.gpu, self.settings.max_unfinished_jobs_per_user)
         return quota
 
     def token_uses_left(self, token: TokenRow) -> int:
