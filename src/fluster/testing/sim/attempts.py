@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fluster.cluster.controller import convert
+from fluster.cluster.controller.convert import exit_of
 from fluster.cluster.controller.core.events import Exit, Observed
 from fluster.cluster.controller.core.rows import AttemptState
 from fluster.cluster.ids import AttemptUid
@@ -14,8 +14,7 @@ from fluster.cluster.worker.decide import Drop, Known, Refuse, Start, Stop, Want
 from fluster.cluster.worker.ending import StopReason, never_ran, report_end, stopped_before_start
 from fluster.cluster.worker.lifecycle import GRACE_S, Phase
 from fluster.cluster.worker.runtime import ExitRecord, Gone, Limits
-from fluster.rpc.gen.fluster.cluster.v1.controller_pb import ObservedAttempt
-from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause, ExitReport
+from fluster.rpc.gen.fluster.cluster.v1.types_pb import Cause
 from fluster.testing.sim.machines import Process
 from fluster.testing.sim.messages import AttemptSpec, SyncAnswer
 from fluster.testing.sim.programs import Behaviour
@@ -93,8 +92,8 @@ class Attempts:
         """Does what brings the attempts here to the desired set; `new`: also what is not here yet."""
         if not answer.desired and not self._held:
             return  # as most of the time
-        desired = [each for each in answer.desired if new or each.uid in self._held]
-        specs = {each.uid: each.spec for each in desired}
+        desired = answer.desired if new else [each for each in answer.desired if each.uid in self._held]
+        specs = {each.uid: each.spec for each in desired if each.spec is not None}
         wanted = [Wanted(each.uid, each.stop, each.spec is not None) for each in desired]
         known = [
             Known(held.uid, held.over, held.stop_reason is StopReason.REQUESTED, held.dropping)
@@ -104,13 +103,12 @@ class Attempts:
             match step:
                 case Start(uid) | Refuse(uid):
                     spec = specs[uid]
-                    assert spec is not None
                     held = Held(uid, spec)
                     self._d.machine.disk.attempts[uid] = self._held[uid] = held
                     self._d.sim.story.tell("AttemptAccepted", spec.job_id, self._d.machine.name, uid)
                     if isinstance(step, Refuse):
                         held.stop_reason = StopReason.REQUESTED
-                        self._end(held, _exit(stopped_before_start(StopReason.REQUESTED, now=self._d.machine.wall())))
+                        self._end(held, exit_of(stopped_before_start(StopReason.REQUESTED, now=self._d.machine.wall())))
                     else:
                         self._execute(held)
                         self._d.changed(False)
@@ -147,7 +145,7 @@ class Attempts:
 
     def _execute(self, held: Held) -> None:
         if held.stop_reason is not None:
-            self._end(held, _exit(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
+            self._end(held, exit_of(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
             return
         held.phase, held.preparing, held.seen = Phase.BUILDING, True, None
         does = held.spec.program.behaviour(held.spec.task, held.spec.number)
@@ -159,7 +157,7 @@ class Attempts:
         held.preparing = False
         if decide.lease_ended(self._d.session, self._d.sim.clock.now):
             held.stop_reason = StopReason.LEASE_ENDED
-            self._end(held, _exit(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
+            self._end(held, exit_of(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
             return
         spec = held.spec
         if does.build_fault:
@@ -169,7 +167,7 @@ class Attempts:
             why = never_ran(
                 Cause.BUILD_FAILED, "no such package", now=self._d.machine.wall(), user=user, fluster=not user
             )
-            self._end(held, _exit(why))
+            self._end(held, exit_of(why))
             return
         if spec.chooses_port:
             held.port, held.seen = 20_000 + self._d.sim.chance.randrange(10_000), None
@@ -221,7 +219,7 @@ class Attempts:
             stop_reason=held.stop_reason,
             now=self._d.machine.wall(),
         )
-        self._end(held, _exit(report))
+        self._end(held, exit_of(report))
 
     def _end(self, held: Held, report: Exit) -> None:
         held.report, held.phase, held.over, held.preparing, held.seen = report, Phase.ENDED, True, False, None
@@ -233,7 +231,7 @@ class Attempts:
         if held.stop_reason is None or reason is StopReason.REQUESTED:
             held.stop_reason = reason
         if held.preparing:
-            self._end(held, _exit(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
+            self._end(held, exit_of(stopped_before_start(held.stop_reason, now=self._d.machine.wall())))
             if held.dropping:
                 self._forget(held)
         elif held.phase is Phase.RUNNING:
@@ -256,10 +254,3 @@ class Attempts:
         if self._held.pop(held.uid, None) is not None:
             self._d.machine.disk.attempts.pop(held.uid, None)
             self._d.machine.processes.pop(held.uid, None)
-
-
-def _exit(report: ExitReport) -> Exit:
-    """The report as the controller's event carries it."""
-    found = convert.observed(ObservedAttempt(attempt_uid="a", exit=report)).exit
-    assert found is not None
-    return found

@@ -68,14 +68,17 @@ class Daemon:
 
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Lets something happen in this daemon: not while it stands still, never after its death."""
-        return self.machine.later(seconds, partial(self._do, action))
+        return self.sim.clock.after(seconds, partial(self._do, action))
 
     def _do(self, action: Callable[[], None]) -> None:
-        if self.alive:
-            if self.frozen:
-                self._deferred.append(partial(self._do, action))
-            else:
-                action()
+        if not self.alive:
+            return  # as it is, too, once its machine has lost power
+        if self.machine.frozen:
+            self.machine.defer(partial(self._do, action))
+        elif self.frozen:
+            self._deferred.append(partial(self._do, action))
+        else:
+            action()
 
     def freeze(self, seconds: float) -> None:
         """It stands still for a while."""
@@ -128,12 +131,15 @@ class Daemon:
         if self._is_over():
             self.machine.kill_daemon(5.0 if self._refused and self._leaving_until is None else None)
             return
-        self._ask_if_due()
-        self._sleep()
-
-    def _sleep(self) -> None:
-        now = self.sim.clock.now
         due = self._next_request()
+        if due is not None and due <= self.sim.clock.now:
+            self._ask()
+            due = self._next_request()
+        self._sleep(due)
+
+    def _sleep(self, due: float | None) -> None:
+        """Until the next request is due, or its lease or its stay ends."""
+        now = self.sim.clock.now
         for each in (self.session.lease_until, self._leaving_until or 0.0):
             if each > now and (due is None or each < due):
                 due = each
@@ -175,10 +181,7 @@ class Daemon:
             return decide.ask_at(self.session, self._unreported, len(self._polls))
         return None if self._registering else self.session.not_before
 
-    def _ask_if_due(self) -> None:
-        when = self._next_request()
-        if when is None or self.sim.clock.now < when:
-            return
+    def _ask(self) -> None:
         if not self._registered:
             self._register()
             return

@@ -177,6 +177,10 @@ class Machine:
             else:
                 action()
 
+    def defer(self, action: Callable[[], None]) -> None:
+        """Lets something happen once it goes on; never after a restart."""
+        self._deferred.append(action)
+
     def start(self) -> None:
         """It boots, and its daemon starts."""
         if self.up or self.gone:

@@ -348,7 +348,7 @@ class Rules:
         held = [uid for uid in self._held[worker_id] if self._placed_at[uid] >= worker.registered_at]
         cpu = memory = 0
         for uid in held:
-            need = self._store.jobs[JobId(uid.split(".")[0])].resources
+            need = self._reserving[uid].resources
             cpu, memory = cpu + need.cpu_milli, memory + need.memory_bytes
         have = worker.resources
         if cpu > have.cpu_milli or memory > have.memory_bytes or len(held) > have.slots:
