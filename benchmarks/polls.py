@@ -31,34 +31,39 @@ from fluster.rpc.gen.fluster.cluster.v1 import types_pb
 RESOURCES = types_pb.WorkerResources(cpu=8.0, memory_bytes=32 * 10**9, max_jobs=1_000, cgroup="v2")
 
 
-def register(address: str, token: str, count: int) -> list[bytes]:
-    """Lets so many workers join; what each sends as its poll, but for its number."""
+def register(address: str, token: str, count: int) -> tuple[list[bytes], str]:
+    """Lets so many workers join; the token of each, and the incarnation of the controller that they obey."""
     client = ConnectClient(address, "fluster.cluster.v1.ControllerService", token=token)
     asked = pb.CreateTokenRequest(request_id="bench", kind=pb.TokenKind.JOIN, uses=count)
     join = client.unary("CreateToken", asked, pb.CreateTokenResponse).token
-    client.close()
+    client.token = join
     secrets = [new_secret() for _ in range(count)]
 
-    def registration(number: int) -> bytes:
-        number %= count
-        body = pb.RegisterWorkerRequest(
+    def registration(number: int) -> pb.RegisterWorkerRequest:
+        return pb.RegisterWorkerRequest(
             request_id=f"{number}",
             worker_id=f"w-{number}",
             credential_sha256=secret_sha256(secrets[number]),
             incarnation="i",
             resources=RESOURCES,
         )
-        return request_of(address, join, "RegisterWorker", body.to_binary())
 
-    run(address, 32, lambda done, _: done.acknowledged >= count, registration)
-    return [worker_token(WorkerId(f"w-{number}"), secrets[number]).encode() for number in range(count)]
+    def request(number: int) -> bytes:
+        return request_of(address, join, "RegisterWorker", registration(number % count).to_binary())
+
+    controller = client.unary("RegisterWorker", registration(0), pb.RegisterWorkerResponse).controller_incarnation
+    client.close()
+    run(address, 32, lambda done, _: done.acknowledged >= count, request)
+    tokens = [worker_token(WorkerId(f"w-{number}"), secrets[number]).encode() for number in range(count)]
+    return tokens, controller
 
 
 class Workers:
     """Connections of workers that ask again as soon as they are answered."""
 
-    def __init__(self, address: str, tokens: list[bytes], hold_s: float) -> None:
+    def __init__(self, address: str, tokens: list[bytes], controller: str, hold_s: float) -> None:
         self._address = address
+        self._controller = controller
         self._hold_s = hold_s
         self._selector = selectors.DefaultSelector()
         self._tokens = tokens
@@ -101,6 +106,7 @@ class Workers:
             incarnation="i",
             seq=self._seqs[number],
             known_epoch=1,
+            known_incarnation=self._controller,
             resources=RESOURCES,
             wait_s=self._hold_s,
             desired_version=self._versions[number],
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with controller(None) as (address, token, pid):
-        workers = Workers(address, register(address, token, options.workers), options.hold)
+        workers = Workers(address, *register(address, token, options.workers), options.hold)
         try:
             workers.start()
             workers.serve(1.0)

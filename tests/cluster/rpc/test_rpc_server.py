@@ -398,7 +398,7 @@ def test_connections_send_without_delay(server: ServerThread, client: ConnectCli
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_caller_that_hangs_up_ends_its_call(server: ServerThread, service: Service) -> None:
+def test_a_caller_that_hangs_up_ends_its_call_and_was_not_refused(server: ServerThread, service: Service) -> None:
     with dial(server) as peer:
         peer.sendall(
             f"POST {PATH}WaitJobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -406,6 +406,8 @@ def test_a_caller_that_hangs_up_ends_its_call(server: ServerThread, service: Ser
         )
         assert service.running.wait(5)
     assert service.cancelled.wait(5)
+    server.stop()  # whatever follows from it has
+    assert server.refused == []
 
 
 def test_stopping_ends_long_polls_at_once_and_tells_them_why(server: ServerThread, service: Service) -> None:
