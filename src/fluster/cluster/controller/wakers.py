@@ -14,8 +14,8 @@ from fluster.cluster.ids import JobId, WorkerId
 K = TypeVar("K", bound=Hashable)
 
 _TOGETHER_S = 0.25
-"""Polls end, and so are asked again, together with those of the same quarter of a second: alone, each one would find the
-process asleep and its caches cold, which costs half as much again."""
+"""Polls end, and so are asked again, together with those of the same quarter of a second: alone, each one would find
+the process asleep and its caches cold, which costs half as much again."""
 _LONG_S = 1.0
 
 
