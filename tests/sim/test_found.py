@@ -16,6 +16,7 @@ from fluster.testing.sim.machines import Machine
 from fluster.testing.sim.messages import SyncRequest
 from fluster.testing.sim.network import Call
 from fluster.testing.sim.programs import GB, Program
+from fluster.testing.sim.story import InvariantBroken
 from fluster.testing.sim.worker_rpcs import WorkerRpcs
 
 IDLE = Work(jobs=0, bursts=0, terminations=0, failures=0, children=0, endpoints=0)
@@ -215,3 +216,17 @@ def test_shims_that_went_on_after_their_lease_do_not_wait_for_a_daemon_that_has_
 
     (process,) = sim.truth.running()
     assert process.machine is not machine
+
+
+def test_silence_that_is_a_machines_own_is_no_blackout() -> None:
+    """It was the rule that was too strict: a cable that was out beside the blackout, and was in again a moment ago."""
+    sim = calm(workers=8, lease_s=300.0)
+    wait_for(sim, lambda: all(machine.up for machine in sim.machines.values()) and len(sim.machines) == 8)
+    wait(sim, 61.0)
+    sim.network.dark_since, sim.network.dark_until = sim.clock.now - 40.0, sim.clock.now - 10.0
+    row = controller(sim).state.allocations[AllocationId("vm-0")]
+    with pytest.raises(InvariantBroken, match="silence of all proves nothing"):
+        sim.rules._is_no_blackout(row)
+
+    sim.machines["vm-0"].well_since = sim.clock.now - 5.0
+    sim.rules._is_no_blackout(row)

@@ -98,6 +98,7 @@ class Chaos:
 
         def heal() -> None:
             self._sim.story.tell("NetworkHealed", worker=name)
+            machine.well_since = self._sim.clock.now
             for cut in network_cuts:
                 cut.discard(name)
 

@@ -92,6 +92,7 @@ class Daemon:
         """It goes on."""
         if self.frozen and self.alive:
             self.frozen = False
+            self.machine.well_since = self.sim.clock.now
             deferred, self._deferred = self._deferred, []
             for action in deferred:
                 action()

@@ -138,6 +138,7 @@ class Machine:
         frozen: It stands still, with all that runs on it.
         gone: Its backend has it back; it never starts again.
         skew_s: Of its wall clock, which leases do not look at.
+        well_since: When the last thing that was wrong with it alone was over.
     """
 
     def __init__(self, sim: Simulation, name: str, allocation_id: str, resources: Resources, skew_s: float) -> None:
@@ -150,6 +151,7 @@ class Machine:
         self.up = False
         self.frozen = False
         self.gone = False
+        self.well_since = sim.clock.now
         self.daemon: Daemon | None = None
         self.disk = Disk(credential=sim.new_id("credential"))
         self.processes: dict[str, Process] = {}
@@ -194,6 +196,7 @@ class Machine:
     def start_daemon(self) -> None:
         """Whoever keeps the daemon running starts it, unless it runs."""
         if self.daemon is None:
+            self.well_since = self.sim.clock.now
             self.daemon = self.sim.new_daemon(self)
             self.daemon.start()
 
@@ -241,6 +244,7 @@ class Machine:
         if not self.frozen:
             return
         self.frozen = False
+        self.well_since = self.sim.clock.now
         self.sim.story.tell("MachineWentOn", worker=self.name)
         deferred, self._deferred = self._deferred, []
         for action in deferred:

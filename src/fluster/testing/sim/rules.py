@@ -258,8 +258,10 @@ class Rules:
         network, now, name = self._sim.network, self._sim.clock.now, str(row.allocation_id)
         dark = now - network.dark_since >= _DARK_S and now < network.dark_until + _BACK_S
         machine = self._sim.machines.get(name)
-        if not dark or machine is None or not machine.is_well or self._heard_of(row.backend) <= silence.FEW:
+        if not dark or machine is None or self._heard_of(row.backend) <= silence.FEW:
             return
+        if not machine.is_well or now - machine.well_since < self._sim.settings.silent_release_s:
+            return  # its silence may be its own
         worker = self._store.kept.get((WorkerRow, name))
         if isinstance(worker, WorkerRow) and worker.status is WorkerStatus.READY:
             raise InvariantBroken("silence of all proves nothing", f"{name} is given back", worker=name)
