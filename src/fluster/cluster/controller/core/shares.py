@@ -7,10 +7,12 @@ by that. Among equals age decides, and so it does where there is one user.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from heapq import heapify, heappop, heapreplace
 from itertools import chain, groupby
+from operator import attrgetter
 
 from fluster.cluster.controller.core.capacity import Use
 from fluster.cluster.controller.core.hold import Hold
@@ -21,6 +23,7 @@ from fluster.cluster.controller.core.waits import Waiting, Why
 
 Gang = tuple[JobRow, range, float]
 """A job, the tasks of one of its gangs, and the end of its backoff."""
+_job_id = attrgetter("job_id")
 _FIRST = -1.0
 """Less than any share."""
 
@@ -53,6 +56,7 @@ class Shares:
         self._several = len(users) > 1
         self._quotas = {user: state.quota(user) for user in users if _bounds_tasks(state.quota(user))}
         self._uses: dict[str, Use] = {}
+        self._taken = False
         self.bounded = bool(self._quotas)
         self.counted = self._several or self.bounded
         if self.counted:
@@ -65,12 +69,12 @@ class Shares:
 
     def _count(self) -> None:
         jobs, uses = self._state.jobs, self._uses
-        for held in self._state.held.values():
-            for attempt in held.values():
-                job = jobs[attempt.job_id]
-                use = uses.get(job.user)
-                if use is not None:
-                    use.add(job.resources)
+        held = chain.from_iterable(each.values() for each in self._state.held.values())
+        for job_id, number in Counter(map(_job_id, held)).items():
+            job = jobs[job_id]
+            use = uses.get(job.user)
+            if use is not None:
+                use.add(job.resources, number)
 
     def share(self, user: str) -> float:
         """The largest part of anything that the user has of all there is."""
@@ -81,6 +85,7 @@ class Shares:
 
     def take(self, job: JobRow, count: int) -> None:
         """So many tasks of the job were placed. Only where it is `counted`."""
+        self._taken = True
         use, need = self._uses[job.user], job.resources
         use.cpu_milli += need.cpu_milli * count
         use.memory_bytes += need.memory_bytes * count
@@ -99,28 +104,41 @@ class Shares:
         """
         if not self._several:
             return queue
+        held = hold if isinstance(hold, Hold) else None
+        if queue and queue[0][0].priority == queue[-1][0].priority:
+            return self._band(queue, held)
         bands = (list(band) for _, band in groupby(queue, key=lambda gang: gang[0].priority))
-        return chain.from_iterable(self._band(band, hold if isinstance(hold, Hold) else None) for band in bands)
+        return chain.from_iterable(self._band(band, held) for band in bands)
 
     def _band(self, band: list[Gang], hold: Hold | None) -> Iterator[Gang]:
         """One band's, by age: what comes earlier in it is older."""
-        first = next((gang[0].user for gang in band if _holds(hold, gang)), None)
-        waiting: dict[str, list[int]] = {}
-        for position in reversed(range(len(band))):
-            waiting.setdefault(band[position][0].user, []).append(position)
-        turns = [(self._rank(user, first), positions.pop(), user) for user, positions in waiting.items()]
+        first = self._holder(hold, band[0][0].priority)
+        waiting: defaultdict[str, list[int]] = defaultdict(list)
+        for position in range(len(band) - 1, -1, -1):
+            waiting[band[position][0].user].append(position)
+        turns = [(self._rank(user, first), positions.pop(), positions) for user, positions in waiting.items()]
         heapify(turns)
         while turns:
-            _, position, user = turns[0]
+            rank, position, positions = turns[0]
             gang = band[position]
+            self._taken = False
             yield gang
-            if first is not None and user == first and _holds(hold, gang):
+            if first is not None and gang[0].user == first and _holds(hold, gang):
                 first = None
-            positions = waiting[user]
+                rank = self.share(gang[0].user)
+            elif self._taken:
+                rank = self._rank(gang[0].user, first)
             if positions:
-                heapreplace(turns, (self._rank(user, first), positions.pop(), user))
+                heapreplace(turns, (rank, positions.pop(), positions))
             else:
                 heappop(turns)
+
+    def _holder(self, hold: Hold | None, priority: int) -> str | None:
+        """Whose gang it is that room is held for, where that gang waits in this band."""
+        job = None if hold is None else self._state.jobs.get(hold.job_id)
+        if hold is None or job is None or job.priority != priority:
+            return None
+        return job.user if hold.head in self._state.pending.get(hold.job_id, ()) else None
 
     def _rank(self, user: str, first: str | None) -> float:
         return _FIRST if user == first else self.share(user)
