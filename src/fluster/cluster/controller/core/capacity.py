@@ -27,9 +27,11 @@ class Room:
         """A task goes here."""
         self.cpu_milli -= need.cpu_milli
         self.memory_bytes -= need.memory_bytes
-        self.disk_bytes -= need.disk_bytes
-        self.gpu -= need.gpu
         self.slots -= need.slots
+        if need.disk_bytes:  # rare, as what follows
+            self.disk_bytes -= need.disk_bytes
+        if need.gpu:
+            self.gpu -= need.gpu
         if need.tpu_variant:
             self.tpu_variant = ""
 
@@ -93,8 +95,9 @@ class Slot:
         if not self.taken:
             self._own()
         self.taken.append(need)
-        self.left.take(need)
-        if self.free is not self.left:
+        left = self.left
+        left.take(need)
+        if self.free is not left:
             self.free.take(need)
 
     def _own(self) -> None:

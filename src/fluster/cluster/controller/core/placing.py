@@ -51,7 +51,7 @@ class Placing:
         self._slots = [_slot(state, worker) for worker in state.ready_workers().workers]
         self._nobody = "" if self._slots else no_worker(state)
         self._outline = Outline(self._slots)
-        self._searches: dict[tuple[object, int], _Search] = {}
+        self._searches: dict[object, _Search] = {}
         self._blocks = Blocks(self._slots)
         self._reasons: dict[tuple[object, int, int], Reason] = {}
 
@@ -65,11 +65,14 @@ class Placing:
         if count >= search.full_at:
             return None
         if count == 1 and not job.slice_hosts:
-            slot = self._one(need, search)
-            if slot is None:
-                return None
-            slot.take(need)
-            return (Member(tasks[0], slot.worker.worker_id),)
+            at = search.start
+            if not (at < len(self._slots) and fits(need, self._slots[at].free)):
+                at = search.start = self._blocks.first(need, at)
+                if at == len(self._slots):
+                    search.full_at = 1
+                    return None
+            self._slots[at].take(need)
+            return (Member(tasks.start, self._slots[at].worker.worker_id),)
         found = self._slices(job, count) if job.slice_hosts else self._several(need, count, search)
         if found is None:
             search.full_at = count
@@ -79,7 +82,7 @@ class Placing:
         return tuple([Member(task, slot.worker.worker_id) for task, slot in zip(tasks, found, strict=True)])
 
     def _search(self, job: JobRow) -> _Search:
-        key = (shape(job.resources), job.slice_hosts)
+        key = (shape(job.resources), job.slice_hosts) if job.slice_hosts else shape(job.resources)
         search = self._searches.get(key)
         if search is None:
             search = self._searches[key] = self._new_search(job.resources)
@@ -87,17 +90,6 @@ class Placing:
 
     def _new_search(self, need: Resources) -> _Search:
         return _Search() if self._blocks.may_hold(need) else _Search(full_at=1)
-
-    def _one(self, need: Resources, search: _Search) -> Slot | None:
-        """The first worker that holds a task."""
-        slots, at = self._slots, search.start
-        if at < len(slots) and fits(need, slots[at].free):
-            return slots[at]
-        at = search.start = self._blocks.first(need, at)
-        if at < len(slots):
-            return slots[at]
-        search.full_at = 1
-        return None
 
     def _several(self, need: Resources, count: int, search: _Search) -> list[Slot] | None:
         """The first workers that hold so many tasks."""

@@ -24,6 +24,7 @@ from fluster.cluster.ids import JobId
 
 _age = attrgetter("submitted_at", "job_id")
 _priority = attrgetter("priority")
+_ALONE = range(1)
 _NEAR_S = 1.0
 """So far may seconds to wait that are told be from those that are left."""
 
@@ -110,7 +111,9 @@ def waiting_gangs(state: State) -> list[Gang]:
     found: list[Gang] = []
     for job in jobs:
         tasks = state.tasks[job.job_id]
-        if job.gang:
+        if job.num_tasks == 1:
+            found.append((job, _ALONE, tasks[0].not_before))
+        elif job.gang:
             found.append((job, range(job.num_tasks), tasks[0].not_before))
         else:
             alone = sorted(state.pending[job.job_id])

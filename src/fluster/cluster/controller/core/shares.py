@@ -127,7 +127,7 @@ class Shares:
                 first = None
                 rank = self.share(gang[0].user)
             elif self._taken:
-                rank = self._rank(gang[0].user, first)
+                rank = self.share(gang[0].user) if first is None else self._rank(gang[0].user, first)
             if positions:
                 heapreplace(turns, (rank, positions.pop(), positions))
             else:
