@@ -115,6 +115,18 @@ def test_logs_are_followed_to_the_end_of_the_job(fluster: Fluster, cluster: Clus
     assert fluster("logs", "-f", job_id).stdout == "1\n2\n3\n"
 
 
+def test_who_follows_a_job_that_waits_is_told_for_what_and_how_it_ended(fluster: Fluster, cluster: Cluster) -> None:
+    request = JobRequest("far-off", Entrypoint.from_command("true"), ResourceConfig.with_cpu(cpu=1_000))
+    job_id = cluster.launch(request)
+    process = fluster.start("logs", "-f", job_id)
+    assert process.stderr is not None
+    assert "waiting: no worker can hold one task: 1000 cpu needed" in process.stderr.readline()
+    cluster.terminate(job_id)
+    stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (0, "")
+    assert f"fluster: job far-off ({job_id}) stopped: terminated by" in stderr
+
+
 def test_logs_in_a_pipe_are_what_the_job_printed(fluster: Fluster, cluster: Cluster) -> None:
     job_id = launch(cluster, "raw", r"printf '\033[2J\033]0;t\007x\r\n'")
     cluster.wait(job_id, timeout=20)
@@ -177,7 +189,7 @@ def test_why_says_what_a_job_waits_for_and_why_one_ended(fluster: Fluster, clust
     assert "64 cpu needed" in fluster("jobs", "--name", "too-large").stdout
     assert fluster("stop", waiting).code == 0
     said = fluster("why", ended).stdout.splitlines()
-    assert said[:3] == ["failed", "  exited with code 7", "    last lines of stderr:"]
+    assert said[:3] == ["failed", "  task 0: exited with code 7", "    last lines of stderr:"]
     assert said[-1] == f"  its output is in its logs: `fluster logs {ended}`"
 
 
@@ -242,6 +254,7 @@ def test_an_interrupted_command_ends_with_130_and_leaves_the_job(fluster: Fluste
     for process in (follower, waiter):
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=10)
-        assert (process.returncode, stdout, stderr) == (130, "", "fluster: interrupted\n")
+        # Who began to follow before the job had started was told where it runs as well.
+        assert (process.returncode, stdout, stderr.splitlines()[-1]) == (130, "", "fluster: interrupted")
     assert not cluster.poll(job_id).status.finished()
     assert fluster("stop", job_id).code == 0

@@ -306,3 +306,11 @@ def test_a_job_that_waits_to_be_tried_again_says_what_it_failed_of(cluster: Clus
         assert reason.startswith("tried again in")
         assert reason.endswith("; attempt 1 ended: exited with code 3")
     cluster.terminate(job_id)
+
+
+def test_why_a_gang_failed_names_the_task_that_did(cluster: Cluster) -> None:
+    script = 'if [ "$FLUSTER_TASK_INDEX" = 1 ]; then exit 4; fi; sleep 60'
+    small = ResourceConfig.with_cpu(cpu=0.1, memory="100MB", replicas=2)
+    job_id = cluster.launch(command("sh", "-c", script, resources=small))
+    cluster.wait(job_id, timeout=20)
+    assert cluster.why(job_id).reasons[0] == "task 1: exited with code 4"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from fluster.cli.inert import inert_line
 from fluster.cli.options import cluster_option, job_argument, json_option
+from fluster.cli.outcome import describe_end
+from fluster.cli.progress import Progress
 from fluster.cli.target import find_job, open_cluster
-from fluster.cli.terminal import is_terminal, print_json
+from fluster.cli.terminal import is_terminal, print_json, print_talk
+from fluster.cluster.states import JobStatus
 
 if TYPE_CHECKING:
-    from fluster.cluster.types import LogLine
+    from fluster.cluster.client import Cluster
+    from fluster.cluster.types import JobId, LogLine
 
 
 @click.command()
@@ -35,14 +40,31 @@ def logs(
     with open_cluster(cluster) as client:
         info = find_job(client, job)
         if task is not None and task >= len(info.tasks):
-            raise click.UsageError(f"job {info.job_id} has {len(info.tasks)} tasks, the first is 0; there is no {task}")
+            last = f"the last is {len(info.tasks) - 1}" if len(info.tasks) > 1 else "it is the only one"
+            raise click.UsageError(f"job {info.job_id} has no task {task}: the first is 0, {last}")
         lines = client.logs(info.job_id, task=task, follow=follow, tail=tail, grep=grep)
+        if follow and not info.status.finished():
+            lines = _watched(client, info.job_id, lines)
         if as_json:
             print_json(lines)
             return
         printer = LinePrinter(several=len(info.tasks) > 1 and task is None, flush=follow)
         for line in lines:
             printer.print(line, sys.stdout)
+
+
+def _watched(cluster: Cluster, job_id: JobId, lines: Iterator[LogLine]) -> Iterator[LogLine]:
+    """The lines; before them what the job waits for, behind them how it failed, on stderr."""
+    if cluster.poll(job_id).started_at is None:
+        with Progress(cluster, job_id) as progress:
+            for line in lines:
+                progress.make_room()
+                yield line
+    else:
+        yield from lines
+    info = cluster.wait(job_id)
+    if info.status is not JobStatus.SUCCEEDED:
+        print_talk(f"fluster: {describe_end(info)}")
 
 
 class LinePrinter:

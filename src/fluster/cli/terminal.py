@@ -33,7 +33,7 @@ _LEAST_ROOM = 8
 """Of the last column: below it a window is too narrow for the table, which then wraps."""
 _GOOD_ROOM = 24
 """Of the last column: for it a wide one before it gives way, though not below _LEAST_INNER."""
-_LEAST_INNER = 16
+_LEAST_INNER = 24
 _HIDDEN_FIELDS = ("access_key",)
 """Secrets: never printed."""
 

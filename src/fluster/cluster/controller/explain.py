@@ -40,7 +40,7 @@ def reasons(
 ) -> list[str]:
     """Most important first; `workers`: what there is to say of its workers: what they build, and who is silent."""
     if status.finished():
-        return _ended(job)
+        return _ended(job, attempts)
     found = []
     if job.stop_at is not None:
         found.append(f"being stopped: {job.stop_reason}")
@@ -65,12 +65,21 @@ def silent_workers(state: State, attempts: Sequence[Sequence[AttemptRow]], now: 
     return found
 
 
-def _ended(job: JobRow) -> list[str]:
+def _ended(job: JobRow, attempts: Sequence[Sequence[AttemptRow]]) -> list[str]:
     if job.outcome is JobStatus.SUCCEEDED:
         return ["all tasks succeeded"]
-    found = [job.error_message or str(job.cause)]
+    found = [_which_task(job, attempts) + (job.error_message or str(job.cause))]
     advice = _ADVICE.get(job.cause) if job.cause is not None else None
     return [*found, advice.format(job=job.job_id)] if advice else found
+
+
+def _which_task(job: JobRow, attempts: Sequence[Sequence[AttemptRow]]) -> str:
+    """The task of several whose end was the job's, where there is one."""
+    if job.num_tasks == 1 or job.outcome is not JobStatus.FAILED:
+        return ""
+    ends = (a for each in attempts for a in each[-1:] if a.cause is job.cause and a.error_message == job.error_message)
+    deciding = next(ends, None)
+    return f"task {deciding.task}: " if deciding is not None else ""
 
 
 def _tasks(tasks: Sequence[TaskRow]) -> str:
