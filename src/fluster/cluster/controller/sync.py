@@ -279,6 +279,8 @@ def is_news(
     if worker.worker_id in state.last_words:
         return True  # the first report of this incarnation
     held = state.held.get(worker.worker_id, {})
+    if not held and not observed:
+        return False  # as of most workers of a quiet cluster
     expected = sum(1 for attempt in held.values() if has_process(attempt) and attempt.observed)
     for each in observed:
         attempt = held.get(each.uid)

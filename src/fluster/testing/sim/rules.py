@@ -308,8 +308,8 @@ class Rules:
     def _budgets(self, job: JobRow, rounds: dict[tuple[int, int], list[AttemptRow]]) -> None:
         spent: defaultdict[int, list[Charge]] = defaultdict(list)
         for (head, _), members in rounds.items():
-            if all(member.state in ENDED_STATES for member in members):
-                charged = [member.charge for member in members if member.charge is not Charge.NONE]
+            charged = [member.charge for member in members if member.charge is not Charge.NONE]
+            if charged and all(member.state in ENDED_STATES for member in members):
                 if len(charged) > 1:
                     raise InvariantBroken("a round is charged once", f"{members}", job=job.job_id)
                 spent[head] += charged

@@ -134,6 +134,7 @@ class Simulation:
         except Exception as error:
             broken = InvariantBroken(UNEXPECTED, f"{type(error).__name__}: {error}")
             broken.__cause__, story = error, self._around(broken)
+        digest = self.story.digest
         return Result(
             seed=self.config.seed,
             simulated_s=self.clock.now - START,
@@ -146,7 +147,7 @@ class Simulation:
             jobs=len(self.store.jobs),
             attempts=len(self.truth.started),
             lost=self.truth.lost,
-            digest=self.story.digest,
+            digest=digest,
             broken=broken,
             story=story,
         )
