@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from fluster.cluster.controller.core.events import (
     AllocationObserved,
@@ -137,30 +139,53 @@ class Timed:
     once: bool = False
 
 
-def decisions() -> Iterator[Timed]:
-    """Decision turns with 10,000 tasks on 1,000 workers."""
+def full(users: int = 0) -> State:
+    """All workers full, of one user or of several."""
     state = cluster(1000)
-    submit(state, mixed(10_000))
-    yield Timed("schedule: 10,000 tasks wait, all workers free", lambda: schedule(state, 20.0))
-    place(state, 20.0)
-    yield Timed("schedule: 8,000 run, 2,000 wait", lambda: schedule(state, 21.0))
+    names = [f"u{number}" for number in range(users)] or [""]
+    submit(state, [job(900_000 + i, tasks=8000 // len(names), gang=False, user=u) for i, u in enumerate(names)])
+    place(state, 1.0)
+    return state
 
-    singles = cluster(1000)
-    submit(singles, [job(index) for index in range(10_000)])
-    yield Timed("schedule: 10,000 single tasks wait, all workers free", lambda: schedule(singles, 20.0))
-    yield Timed("schedule and apply: 8,000 tasks placed in one turn", lambda: place(singles, 20.0), once=True)
 
-    apart = cluster(1000)
-    submit(apart, [job(i, resources=Resources(1000, 2 * GB + i)) for i in range(10_000)])
-    yield Timed("schedule: 10,000 tasks of 10,000 sizes wait, all workers free", lambda: schedule(apart, 20.0))
-    place(apart, 20.0)
-    yield Timed("schedule: 8,000 run, 2,000 of 2,000 sizes wait", lambda: schedule(apart, 21.0))
+def singles(*, users: int = 0, sizes: str = "one", priorities: int = 1) -> list[NewJob]:
+    """Ten thousand jobs of one task, each with a row of what it needs of its own, as jobs that were launched have."""
+    chance = random.Random(1)
+    needs: dict[str, Callable[[int], Resources]] = {
+        "one": lambda _: Resources(800, 2 * GB),
+        "rising": lambda i: Resources(800, 2 * GB + i),
+        "falling": lambda i: Resources(800, 4 * GB - 100 * i),
+        "any": lambda _: Resources(chance.randint(100, 1400), chance.randint(GB // 10, 8 * GB)),
+    }
+    jobs = [job(i, resources=needs[sizes](i), user=f"u{i % users}" if users else "") for i in range(10_000)]
+    return [replace(each, row=replace(each.row, priority=i * 7 % priorities)) for i, each in enumerate(jobs)]
 
-    shared = cluster(1000)
-    submit(shared, mixed(10_000, users=100))
-    yield Timed("schedule: 10,000 tasks of 100 users wait, all workers free", lambda: schedule(shared, 20.0))
-    place(shared, 20.0)
-    yield Timed("schedule: 8,000 of 100 users run, 2,000 wait", lambda: schedule(shared, 21.0))
+
+def room_and_none(what: str, jobs: Callable[[], list[NewJob]], users: int = 0) -> Iterator[Timed]:
+    """The same tasks on workers that are free, and on full ones."""
+    for state, where in ((cluster(1000), "free"), (full(users), "full")):
+        submit(state, jobs())
+        state.hold = schedule(state, 19.0).hold
+        yield Timed(f"schedule: {what}, workers {where}", partial(schedule, state, 20.0))
+
+
+def decisions() -> Iterator[Timed]:
+    """Decision turns with 10,000 tasks on 1,000 workers in many shapes."""
+    yield from room_and_none("10,000 jobs of one task", singles)
+    yield from room_and_none("the same of 100 users", lambda: singles(users=100), 100)
+    yield from room_and_none("the same of 3 priorities", lambda: singles(priorities=3))
+    for sizes in ("rising", "falling", "any"):
+        yield from room_and_none(f"the same of 10,000 sizes ({sizes})", partial(singles, sizes=sizes))
+    small = Resources(800, 2 * GB)
+    yield from room_and_none("one job of 10,000", lambda: [job(0, tasks=10_000, gang=False, resources=small)])
+    yield from room_and_none("1,250 gangs of 8", lambda: [job(i, tasks=8, resources=small) for i in range(1250)])
+    yield from room_and_none("5,000 gangs of 2", lambda: [job(i, tasks=2, resources=small) for i in range(5000)])
+    yield from room_and_none("gangs of 8 and single tasks", lambda: mixed(10_000))
+    yield from room_and_none("the same of 100 users", lambda: mixed(10_000, users=100), 100)
+
+    started = cluster(1000)
+    submit(started, singles())
+    yield Timed("schedule and apply: 10,000 tasks placed in one turn", lambda: place(started, 20.0), once=True)
 
     bounded = cluster(1000)
     for number in range(100):
@@ -237,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times the controller's pure core.")
     parser.add_argument("--repeat", type=int, default=5)
     repeat = parser.parse_args().repeat
+    gc.set_threshold(10_000)  # as the daemon has it
     print(f"{'processor time':66}{'median':>10}{'best':>10}")
     for group in (decisions, quiet, lives):
         for timed in group():

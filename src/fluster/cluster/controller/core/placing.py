@@ -94,13 +94,17 @@ class Placing:
     def _several(self, need: Resources, count: int, search: _Search) -> list[Slot] | None:
         """The first workers that hold so many tasks."""
         found: list[Slot] = []
-        slots, at = self._slots, self._blocks.first(need, search.start)
-        search.start = at
+        slots, at = self._slots, search.start
         while at < len(slots):
-            found += [slots[at]] * min(times(need, slots[at].free), count - len(found))
-            if len(found) == count:
-                return found
-            at = self._blocks.first(need, at + 1)
+            number = times(need, slots[at].free)
+            if number:
+                found += [slots[at]] * min(number, count - len(found))
+                if len(found) == count:
+                    return found
+                at += 1
+            else:
+                at = self._blocks.first(need, at)
+                search.start = search.start if found else at
         return None
 
     def _slices(self, job: JobRow, count: int) -> list[Slot] | None:
