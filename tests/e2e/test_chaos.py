@@ -31,7 +31,7 @@ def rounds(default: int) -> int:
     return default if _ROUNDS is None else int(_ROUNDS)
 
 
-RETRY = RetryPolicy(max_failures=0, backoff_s=0.01)
+RETRY = RetryPolicy(max_failures=0, backoff_s=0.01, max_backoff_s=0.1)
 _UNFINISHED = 10
 """Jobs of one thread that may be unfinished: launching goes as fast as jobs end."""
 
@@ -133,6 +133,7 @@ def test_kills_under_load_lose_nothing_and_run_nothing_twice(tmp_path: Path, vic
                 if chance.random() < 0.8:
                     insist(partial(cluster.list_jobs, limit=1))  # else it may be killed again before it serves
                 time.sleep(chance.uniform(0.0, 0.5))  # the moment of the kill is what is tried out
+                assert not load.errors
                 for victim in VICTIMS[chance.choice(victims)](cluster):
                     if victim.runs:
                         victim.kill()
