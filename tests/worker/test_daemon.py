@@ -166,6 +166,17 @@ async def test_a_released_worker_ends_what_runs_on_sigterm(tmp_path: Path) -> No
         assert files.has_left(tmp_path / "w")
 
 
+async def test_a_worker_whose_lifeline_was_cut_while_it_started_makes_no_directory(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    try:
+        async with daemon(tmp_path / "state", "--lifeline-fd", str(read_end), pass_fds=(read_end,)) as process:
+            assert await ended(process) == 0
+    finally:
+        os.close(read_end)
+    assert not (tmp_path / "state").exists()
+
+
 async def test_when_the_lifeline_is_cut_everything_ends_at_once(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import select
 from pathlib import Path
 
 from fluster.cluster.attempt import lease
@@ -49,9 +50,17 @@ def run(config: WorkerConfig) -> int:
             f"{config.host} is reachable from the network, and tokens would cross it in plain text; bind to loopback,"
             " or give --insecure-plaintext-network where the network itself is trusted"
         )
+    if config.lifeline_fd is not None and _is_cut(config.lifeline_fd):
+        return 0  # whoever wanted it went while it was starting, and has removed the directory that it would make again
     users = None if config.job_users is None else usable_users(config)
     asyncio.run(_serve(config, users))
     return 0
+
+
+def _is_cut(lifeline_fd: int) -> bool:
+    looking = select.poll()
+    looking.register(lifeline_fd, select.POLLIN)  # nothing is ever written to it: what can be read is its end
+    return bool(looking.poll(0))
 
 
 def end(state_dir: Path) -> None:
