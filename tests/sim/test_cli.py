@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +45,12 @@ def test_an_unknown_mutant_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["--mutant", "no-such"])
     assert "no mutant 'no-such'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_read() -> None:
+    words = [sys.executable, "-m", "fluster.testing.sim", "--list-mutants"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, "")
