@@ -230,3 +230,6 @@ def test_silence_that_is_a_machines_own_is_no_blackout() -> None:
 
     sim.machines["vm-0"].well_since = sim.clock.now - 5.0
     sim.rules._is_no_blackout(row)
+    sim.machines["vm-0"].well_since = 0.0
+    sim.network.lost_at["vm-0"] = sim.clock.now - 45.0  # a request, and that was waited for
+    sim.rules._is_no_blackout(row)

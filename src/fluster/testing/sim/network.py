@@ -69,6 +69,7 @@ class Network:
         cut_down: Machines that answers do not reach.
         dark_since, dark_until: The last time that nobody reached anybody; `dark_until` is infinite while it lasts.
         lost: Messages.
+        lost_at: When one of a machine's own was lost last, by chance and no cut.
     """
 
     def __init__(self, clock: Clock, chance: random.Random, faults: Faults) -> None:
@@ -78,6 +79,7 @@ class Network:
         self.cut_down: set[str] = set()
         self.dark_since = self.dark_until = -math.inf
         self.lost = 0
+        self.lost_at: dict[str, float] = {}
         self.sent = 0
         self._chance = chance
 
@@ -125,9 +127,14 @@ class Network:
             call.give_up_in_time()
 
     def _is_lost(self, host: str, cut: set[str]) -> bool:
-        lost = host in cut or self.is_dark or self._chance.random() < self.faults.loss
-        self.lost += lost
-        return lost
+        if host in cut or self.is_dark:
+            self.lost += 1
+            return True
+        if self._chance.random() < self.faults.loss:
+            self.lost += 1
+            self.lost_at[host] = self.clock.now
+            return True
+        return False
 
     def _delay(self) -> float:
         draw = self._chance.random()

@@ -260,7 +260,8 @@ class Rules:
         machine = self._sim.machines.get(name)
         if not dark or machine is None or self._heard_of(row.backend) <= silence.FEW:
             return
-        if not machine.is_well or now - machine.well_since < self._sim.settings.silent_release_s:
+        own_trouble_at = max(machine.well_since, network.lost_at.get(name, 0.0))
+        if not machine.is_well or now - own_trouble_at < self._sim.settings.silent_release_s:
             return  # its silence may be its own
         worker = self._store.kept.get((WorkerRow, name))
         if isinstance(worker, WorkerRow) and worker.status is WorkerStatus.READY:
