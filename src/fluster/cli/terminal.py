@@ -32,8 +32,10 @@ _GAP = "  "
 _LEAST_ROOM = 8
 """Of the last column: below it a window is too narrow for the table, which then wraps."""
 _GOOD_ROOM = 24
-"""Of the last column: for it a wide one before it gives way, though not below _LEAST_INNER."""
-_LEAST_INNER = 24
+"""Of the last column: for it a wide one before it gives way, though not below _GOOD_INNER."""
+_GOOD_INNER = 24
+_LEAST_INNER = 8
+"""For the least room of the last column it gives way down to here."""
 _HIDDEN_FIELDS = ("access_key",)
 """Secrets: never printed."""
 
@@ -150,7 +152,9 @@ def _narrowed(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) 
     if lacking <= 0 or len(widths) < 3:
         return rows
     widest = max(range(1, len(widths) - 1), key=widths.__getitem__)
-    width = max(widths[widest] - lacking, min(widths[widest], _LEAST_INNER))
+    width = max(widths[widest] - lacking, min(widths[widest], _GOOD_INNER))
+    left = room - (sum(widths[:-1]) - widths[widest] + len(_GAP) * (len(widths) - 1))
+    width = min(width, max(left - _LEAST_ROOM, _LEAST_INNER))
     return [[_cut(cell, width) if index == widest else cell for index, cell in enumerate(row)] for row in rows]
 
 
