@@ -93,7 +93,7 @@ def test_what_waits_is_shown_in_one_line_that_goes_when_the_job_prints(fluster: 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(fluster.on_terminal, "run", "--cpu", "1", "--", "echo", "printed")
         wait_until(lambda: cluster.list_jobs(name_prefix="echo", status=JobStatus.PENDING), "it waits")
-        time.sleep(1.5)  # twice what it takes for the command to see that and say so
+        time.sleep(1.5)  # it says so after 0.3 s; what is on the terminal is known only at the end
         cluster.terminate(blocker)
         ran = running.result()
     assert ran.code == 0
