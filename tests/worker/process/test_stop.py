@@ -3,12 +3,16 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fluster.cluster.attempt import proc
+from fluster.cluster.attempt.cgroup import AttemptCgroup
+from fluster.cluster.attempt.tree import Tree
 from fluster.cluster.worker.runtime import Running
 
 
@@ -182,3 +186,20 @@ async def test_a_forgotten_attempt_is_unknown_and_a_running_one_is_kept(lab: Any
         await it.runtime.forget(uid)
         with pytest.raises(LookupError):
             it.runtime.logs(uid)
+
+
+def test_parents_hear_of_a_stop_before_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell whose child had ended before would go on with its next command, as if all were well."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(proc, "descendants", lambda _: [33, 40, 32])
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append((pid, number)))
+    Tree(AttemptCgroup(())).terminate()
+    assert told == [(pid, number) for number in (signal.SIGTERM, signal.SIGCONT) for pid in (33, 40, 32)]
+
+
+def test_processes_are_found_before_their_children(until: Any) -> None:
+    with subprocess.Popen(["sh", "-c", "sh -c 'sleep 60; :'; :"], start_new_session=True) as first:
+        until(lambda: len(proc.descendants(first.pid)) == 2)
+        second, third = proc.descendants(first.pid)
+        assert (proc.children(first.pid), proc.children(second)) == ([second], [third])
+        os.killpg(first.pid, signal.SIGKILL)

@@ -40,9 +40,9 @@ class Tree:
         self.status: int | None = None
         self.largest_bytes = 0
 
-    def pids(self) -> set[int]:
-        """Processes of the tree, as far as one look shows them."""
-        return {*proc.descendants(os.getpid()), *self._cgroup.pids()}
+    def pids(self) -> list[int]:
+        """Processes of the tree, as far as one look shows them, each before its children."""
+        return list(dict.fromkeys((*proc.descendants(os.getpid()), *self._cgroup.pids())))
 
     def reap(self) -> bool:
         """Collects the children that ended; says whether there are others."""
@@ -61,7 +61,10 @@ class Tree:
         self.largest_bytes = max(self.largest_bytes, usage.ru_maxrss * 1024)
 
     def terminate(self) -> None:
-        """SIGTERM for every process; stopped ones are continued, so that they can heed it."""
+        """SIGTERM for every process; stopped ones are continued, so that they can heed it.
+
+        Parents hear of it first: a shell whose child had ended before would go on with its next command.
+        """
         pids = self.pids()
         send(pids, signal.SIGTERM)
         send(pids, signal.SIGCONT)

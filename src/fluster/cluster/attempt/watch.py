@@ -193,7 +193,7 @@ class Watch:
     def _sample(self) -> None:
         """Holds the limits where the kernel does not."""
         self._next_sample = time.monotonic() + SAMPLE_EVERY_S
-        bounds, pids = self._request.bounds, list(self._tree.pids())
+        bounds, pids = self._request.bounds, self._tree.pids()
         used = proc.memory_bytes(pids, bounds.memory_bytes)
         self._peak_bytes = max(self._peak_bytes, used)
         if bounds.memory_bytes is not None and used > bounds.memory_bytes and not self._cgroup.holds("memory"):
