@@ -24,7 +24,7 @@ def test_each_operation_lost_replies_to_pull_task_and_two_pipelines_at_once_on_o
     assert found.pop("cuts") == 3
     assert found.pop("seconds") < 100, "well before a heartbeat would be missed"
     workers = {pid for pid, _ in found.pop("where")}
-    assert len(workers - {found.pop("here")}) == 2
+    assert 1 <= len(workers - {found.pop("here")}) <= 2  # whoever is free takes the next shard
     _check_error(found.pop("error"))
     assert found == {
         "mapped": [1, 4, 9],
